@@ -1,0 +1,81 @@
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+// Seed, "Access policies for API keys".
+/// Who may view and manage the keys that refer to this policy.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "keywright.dev",
+    version = "v1alpha1",
+    kind = "AccessPolicy",
+    plural = "accesspolicies",
+    shortname = "akp",
+    category = "keywright",
+    namespaced,
+    derive = "PartialEq",
+    doc = "Who may view and manage the ApiKeys that refer to it. This version of Keywright does not enforce access policies yet, so it refuses them instead of accepting them silently.",
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "General Access", type_ = "string", json_path = ".spec.generalAccess"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.mode == 'Advanced' || !has(self.rules) && !has(self.generalAccess) && !has(self.generalPolicyAccess)")
+        .message("a Private policy has no further settings: remove rules, generalAccess and generalPolicyAccess, or set mode to Advanced"),
+    validation = Rule::new("self.mode == 'Private' || has(self.generalAccess)")
+        .message("an Advanced policy says what everyone else may do: set generalAccess to Manage, Read or NoAccess")
+        .field_path(".generalAccess")
+        .reason(Reason::FieldValueRequired),
+)]
+pub struct AccessPolicySpec {
+    /// Private: only the creator of a key may view and manage it. Advanced: rules and generalAccess decide.
+    pub mode: AccessMode,
+
+    /// Access by group. A NoAccess rule that matches wins; otherwise the highest level that matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub rules: Vec<AccessRule>,
+
+    /// Access to the keys for everyone whom no rule covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_access: Option<AccessLevel>,
+
+    /// Access to the policy itself for everyone whom no rule covers. Absent means generalAccess.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_policy_access: Option<AccessLevel>,
+}
+
+/// Who decides.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AccessMode {
+    /// Only the creator of a key.
+    Private,
+    /// Rules by group, and general access.
+    Advanced,
+}
+
+/// What a group may do.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessRule {
+    /// The groups that this rule covers, as the cluster authenticates them.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    pub groups: Vec<String>,
+    /// Access to the keys.
+    pub access: AccessLevel,
+    /// Access to the policy itself. Absent means the same as access.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_access: Option<AccessLevel>,
+}
+
+/// How much a subject may do.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AccessLevel {
+    /// View and change.
+    Manage,
+    /// View.
+    Read,
+    /// Nothing.
+    NoAccess,
+}

@@ -1,0 +1,324 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+// Seed, "Create an API key": a recognizable name, a type, presets or permissions or both.
+/// The key that a team asks for.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "keywright.dev",
+    version = "v1alpha1",
+    kind = "ApiKey",
+    plural = "apikeys",
+    shortname = "ak",
+    category = "keywright",
+    namespaced,
+    status = "ApiKeyStatus",
+    derive = "PartialEq",
+    doc = "An API key. Keywright mints its value once, writes it to a Secret that this object owns, and keeps only the SHA-256 digest in the status.",
+    selectable = ".spec.type",
+    selectable = ".spec.user",
+    selectable = ".status.state",
+    selectable = ".status.id",
+    printcolumn(name = "Display Name", type_ = "string", json_path = ".spec.displayName"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Expires", type_ = "date", json_path = ".spec.expiresAt", priority = 1),
+    printcolumn(name = "Next Rotation", type_ = "date", json_path = ".status.nextRotationAt", priority = 1),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".status.secretRef.name", priority = 1),
+    printcolumn(name = "Id", type_ = "string", json_path = ".status.id", priority = 1),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        priority = 1
+    ),
+    validation = Rule::new("has(self.spec.secret) && has(self.spec.secret.name) || size(self.metadata.name) <= 246")
+        .message("the name is too long for the default Secret name <name>-secret: use at most 246 characters, or set spec.secret.name"),
+    validation = Rule::new(
+        "(has(self.spec.secret) && has(self.spec.secret.name) ? self.spec.secret.name : self.metadata.name + '-secret') == (has(oldSelf.spec.secret) && has(oldSelf.spec.secret.name) ? oldSelf.spec.secret.name : oldSelf.metadata.name + '-secret')"
+    )
+    .message("secret.name is immutable, since the value is written once: delete this ApiKey and create another")
+    .field_path(".spec.secret"),
+    validation = Rule::new(
+        "(has(self.spec.secret) && has(self.spec.secret.key) ? self.spec.secret.key : 'key-value') == (has(oldSelf.spec.secret) && has(oldSelf.spec.secret.key) ? oldSelf.spec.secret.key : 'key-value')"
+    )
+    .message("secret.key is immutable, since the value is written once: delete this ApiKey and create another")
+    .field_path(".spec.secret"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'Personal' || has(self.user)")
+        .message("a Personal key belongs to one user: set user to that user's name")
+        .field_path(".user")
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("self.type == 'Personal' || !has(self.user)")
+        .message("only a Personal key has a user: remove user, or set type to Personal")
+        .field_path(".user")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type != 'Personal' || !has(self.accessPolicyRef)")
+        .message("only Team and SendYourData keys support access policies: remove accessPolicyRef")
+        .field_path(".accessPolicyRef")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("has(self.presets) && size(self.presets) > 0 || has(self.permissions) && size(self.permissions) > 0")
+        .message("a key needs at least one entry in presets or permissions"),
+)]
+pub struct ApiKeySpec {
+    /// The recognizable name of the key, shown in lists. Free text; absent means the object's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub display_name: Option<String>,
+
+    /// The kind of key. Personal: one user's, for tests and experiments, not for production. SendYourData:
+    /// shared, ingestion permissions only. Team: shared, for programmatic access to the API. Immutable.
+    #[serde(rename = "type")]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("type is immutable: delete this ApiKey and create another"))]
+    pub key_type: KeyType,
+
+    /// The user to whom a Personal key belongs, as the cluster authenticates that user. Required on a Personal
+    /// key, not allowed on others. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("user is immutable: delete this ApiKey and create another"))]
+    pub user: Option<String>,
+
+    /// Role presets: named groups of permissions from the PermissionCatalogs of the cluster. Upper and lower case
+    /// are the same. A preset marked standalone (RUM) may not be combined with anything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    pub presets: Vec<String>,
+
+    /// Individual permissions, written resource:Action, from the PermissionCatalogs of the cluster. Upper and
+    /// lower case are the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    pub permissions: Vec<String>,
+
+    /// Whether the key may be used. Absent means true. false refuses the key at once and keeps its value, so that
+    /// true restores the same value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<bool>,
+
+    /// The AccessPolicy in this namespace that says who may view and manage the key. Team and SendYourData only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_policy_ref: Option<AccessPolicyRef>,
+
+    /// When the key stops working, as an RFC 3339 time such as 2027-06-01T00:00:00Z. Absent means never. May be
+    /// moved: an expired key works again, with the same value, once this lies in the future.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    #[x_kube(validation = Rule::new(RFC3339_RULE)
+        .message("must be an RFC 3339 time such as 2027-06-01T00:00:00Z"))]
+    pub expires_at: Option<String>,
+
+    /// When the value is replaced by a new one. Absent means never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+
+    /// Where the value is written. Absent means the Secret <name>-secret, key key-value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretTemplate>,
+}
+
+/// RFC 3339, section 5.6 (`date-time`), without leap seconds. That the day exists in its month is checked by
+/// [`crate::domain::validate`].
+const RFC3339_RULE: &str = r"self.matches('^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')";
+
+// Seed, "Types of API keys".
+/// The kind of a key.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyType {
+    /// One user's key.
+    Personal,
+    /// A shared key that only sends data.
+    SendYourData,
+    /// A shared key for the API.
+    Team,
+}
+
+/// Names an AccessPolicy in the same namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+
+pub struct AccessPolicyRef {
+    /// The name of the AccessPolicy.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// When a value is replaced.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.every) || has(self.overlap) || has(self.requestedAt)")
+        .message("rotation is empty: set every or requestedAt, or remove rotation"),
+    validation = Rule::new(OVERLAP_RULE)
+        .message("overlap must be shorter than every, or more than two values would work at once")
+        .field_path(".overlap"),
+)]
+pub struct Rotation {
+    /// Replace the value when it is this old, as a duration such as 720h or 90m; at least 1m. Absent means only
+    /// when requestedAt asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(
+        validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"),
+        validation = Rule::new(EVERY_RULE).message("must be at least 1m"),
+    )]
+    pub every: Option<String>,
+
+    /// How long the replaced value keeps working, as a duration such as 24h. 0s revokes it at once. Absent means
+    /// 24h, or half of every if that is shorter. It never outlives expiresAt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 24h, 30m or 0s"))]
+    pub overlap: Option<String>,
+
+    /// Set this to a new time, usually now, to ask for one rotation. Any change of the value asks again; the same
+    /// value never does, so it can stay in Git.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    #[x_kube(validation = Rule::new(RFC3339_RULE)
+        .message("must be an RFC 3339 time such as 2026-11-23T10:00:00Z"))]
+    pub requested_at: Option<String>,
+}
+
+/// GEP-2257, the duration format of the Gateway API, without fractions of a second.
+const DURATION_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s)){1,3}$')";
+const EVERY_RULE: &str = "!self.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self) >= duration('1m')";
+const OVERLAP_RULE: &str = "!has(self.every) || !has(self.overlap) || !self.every.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || !self.overlap.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self.overlap) < duration(self.every)";
+
+/// The Secret that receives the value. Its type is always `keywright.dev/api-key`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+
+pub struct SecretTemplate {
+    /// The name of the Secret. Absent means the ApiKey's name followed by -secret. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
+        .message("must be a Secret name: lower case letters, digits, - and ., at most 253 characters"))]
+    pub name: Option<String>,
+
+    /// The key inside the Secret that holds the value. Absent means key-value. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
+        .message("must consist of letters, digits, -, _ and ."))]
+    pub key: Option<String>,
+
+    /// Labels of the Secret. The ApiKey's own labels are not copied.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 32), extend("additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
+    pub labels: BTreeMap<String, String>,
+
+    /// Annotations of the Secret. The ApiKey's own annotations are not copied.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 32), extend("additionalProperties" = {"type": "string", "maxLength": 4096}))]
+    #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+const RESERVED_RULE: &str = "self.all(k, !k.startsWith('keywright.dev/') && !k.contains('.keywright.dev/'))";
+
+/// What the cluster knows of a key. Written by the operator alone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiKeyStatus {
+    /// The generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready: the key is as the spec wants it. Accepted: the spec is valid and every name in it is known.
+    /// PolicyAccepted: the access policy is in force. Reconciling and Stalled are present only while true.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// The state of the key in one word. Only an Active key is accepted by the verifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<KeyState>,
+
+    /// The id of the current value: key_ and the first 16 hex digits of its SHA-256. It may be logged; the value
+    /// may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+
+    /// When the first value of the key was minted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Time>,
+
+    /// The Secret that holds the current value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+
+    /// The presets in force, in the catalogue's spelling. A preset that left the catalogue is missing here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub presets: Vec<String>,
+
+    /// The individual permissions in force, in the catalogue's spelling.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub permissions: Vec<String>,
+
+    /// The digests of the values that work: the current one first, then the one in overlap, if any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "atomic"))]
+    pub tokens: Vec<Token>,
+
+    /// When the value was last replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rotated_at: Option<Time>,
+
+    /// When the value is due to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_rotation_at: Option<Time>,
+}
+
+/// The state of a key, in one word.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyState {
+    /// The key works.
+    Active,
+    /// `active: false`.
+    Inactive,
+    /// `expiresAt` has passed.
+    Expired,
+    /// Not minted yet; Keywright is working on it or waits for something that can come by itself.
+    Pending,
+    /// The spec can't be accepted; the condition Accepted says why and what to do.
+    Rejected,
+    /// The Secret is gone. The value can't be restored; ask for a rotation to mint a new one.
+    Lost,
+}
+
+/// The Secret that holds the value.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct SecretRef {
+    /// The name of the Secret.
+    pub name: String,
+    /// The key inside the Secret.
+    pub key: String,
+}
+
+/// One value of a key, without the value.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Token {
+    /// key_ and the first 16 hex digits of the digest.
+    pub id: String,
+    /// SHA-256 of the whole value, 64 hex digits.
+    pub sha256: String,
+    /// When the value was minted.
+    pub minted_at: Time,
+    /// When the value stops working: the end of the overlap, or the expiry of the key. Absent means never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+}

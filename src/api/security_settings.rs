@@ -1,0 +1,79 @@
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+// Seed, "Security".
+/// The settings of a team: one object a namespace, named default.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[kube(
+    group = "keywright.dev",
+    version = "v1alpha1",
+    kind = "SecuritySettings",
+    plural = "securitysettings",
+    shortname = "akss",
+    category = "keywright",
+    namespaced,
+    derive = "PartialEq",
+    doc = "The API key security settings of a namespace. This version of Keywright does not enforce them yet, so it refuses them instead of accepting them silently.",
+    printcolumn(name = "One-Time Reveal", type_ = "boolean", json_path = ".spec.oneTimeReveal"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name == 'default'")
+        .message("a namespace has one SecuritySettings: name it default")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SecuritySettingsSpec {
+    /// Whether the value of a key can be seen only once. Applies to keys created afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_time_reveal: Option<bool>,
+
+    /// Whether keys under one-time reveal are also written to a plain Secret for workloads. Absent means Deny.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_secrets: Option<WorkloadSecrets>,
+
+    /// Limits for every key of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+
+    /// Groups whose members see only part of the data, and so may neither create nor view Team keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    pub data_scoped_groups: Vec<String>,
+}
+
+/// Whether plain Secrets are written under one-time reveal.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WorkloadSecrets {
+    /// A plain Secret is written as well.
+    Allow,
+    /// No plain Secret is written.
+    Deny,
+}
+
+/// Limits that an organisation sets for its keys.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// The longest time from creation to expiry, as a duration such as 2160h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
+    pub max_lifetime: Option<String>,
+
+    /// Whether every key must have expiresAt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_expiry: Option<bool>,
+
+    /// The longest rotation.every allowed, as a duration such as 720h. Setting it requires rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
+    pub max_rotation_interval: Option<String>,
+
+    /// Deactivate a key that was not used for this long, as a duration such as 2160h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
+    pub deactivate_unused_after: Option<String>,
+}
+
+const DURATION_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s)){1,3}$')";
