@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Expires", type_ = "date", json_path = ".spec.expiresAt", priority = 1),
-    printcolumn(name = "Next Rotation", type_ = "date", json_path = ".status.nextRotationAt", priority = 1),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".spec.expiresAt", priority = 1),
+    printcolumn(name = "Next Rotation", type_ = "string", json_path = ".status.nextRotationAt", priority = 1),
     printcolumn(name = "Secret", type_ = "string", json_path = ".status.secretRef.name", priority = 1),
     printcolumn(name = "Id", type_ = "string", json_path = ".status.id", priority = 1),
     printcolumn(
@@ -241,7 +241,8 @@ pub struct ApiKeyStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 
-    /// The state of the key in one word. Only an Active key is accepted by the verifier.
+    /// The state of the key in one word. The verifier accepts the values of an Active key, and of a Lost one for as
+    /// long as somebody still has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<KeyState>,
 
@@ -273,6 +274,10 @@ pub struct ApiKeyStatus {
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "atomic"))]
     pub tokens: Vec<Token>,
 
+    /// The last spec.rotation.requestedAt that was carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handled_requested_at: Option<String>,
+
     /// When the value was last replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_rotated_at: Option<Time>,
@@ -295,7 +300,8 @@ pub enum KeyState {
     Pending,
     /// The spec can't be accepted; the condition Accepted says why and what to do.
     Rejected,
-    /// The Secret is gone. The value can't be restored; ask for a rotation to mint a new one.
+    /// The Secret no longer holds the value, which can't be restored. It still works where it is known; ask for a
+    /// rotation to mint a new one.
     Lost,
 }
 

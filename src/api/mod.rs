@@ -14,8 +14,8 @@ pub use access_policy::{AccessLevel, AccessMode, AccessPolicy, AccessPolicySpec,
 pub use api_key::{
     AccessPolicyRef, ApiKey, ApiKeySpec, ApiKeyStatus, KeyState, KeyType, Rotation, SecretRef, SecretTemplate, Token,
 };
-pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResourceExt;
 pub use permission_catalog::{
     CatalogLevel, CatalogPermission, CatalogPreset, CatalogRole, Completeness, Evidence, LegacyRole, PermissionCatalog,

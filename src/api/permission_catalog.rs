@@ -17,7 +17,11 @@ use serde::{Deserialize, Serialize};
     doc = "The permissions, presets and roles that ApiKeys may carry. All catalogues of the cluster merge; where two contradict each other, the older one holds and the younger one says so in its conditions.",
     printcolumn(name = "Permissions", type_ = "integer", json_path = ".status.permissions"),
     printcolumn(name = "Presets", type_ = "integer", json_path = ".status.presets"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = r#".status.conditions[?(@.type=="Accepted")].status"#),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Accepted")].status"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -29,22 +33,22 @@ pub struct PermissionCatalogSpec {
 
     /// The permissions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 2000), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 2000), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub permissions: Vec<CatalogPermission>,
 
     /// The presets: named groups of permissions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub presets: Vec<CatalogPreset>,
 
     /// The system roles of people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub roles: Vec<CatalogRole>,
 
     /// The roles of legacy keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub legacy_roles: Vec<LegacyRole>,
 }
 
@@ -88,7 +92,10 @@ pub enum CatalogLevel {
 #[serde(rename_all = "camelCase")]
 pub struct CatalogPermission {
     /// resource:Action, in the spelling that Keywright shows. Upper and lower case are the same.
-    #[schemars(length(min = 3, max = 128), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._#-]*:[A-Za-z0-9][A-Za-z0-9._#-]*$"))]
+    #[schemars(
+        length(min = 3, max = 128),
+        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._#-]*:[A-Za-z0-9][A-Za-z0-9._#-]*$")
+    )]
     pub name: String,
 
     /// What it allows.

@@ -1,0 +1,190 @@
+//! Certificates and keys: made with rcgen, read with x509-parser. ECDSA P-256 throughout.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData,
+};
+use rustls::{
+    crypto::ring::sign::any_ecdsa_type,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::Error;
+
+/// How far clocks of two machines may differ: certificates begin this long ago.
+const SKEW: Duration = Duration::from_mins(5);
+
+const PEM_END: &str = "-----END CERTIFICATE-----";
+
+/// From when until when a certificate is valid, in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// The first second.
+    pub from: Timestamp,
+    /// The last second.
+    pub until: Timestamp,
+}
+
+impl Validity {
+    fn starting(now: Timestamp, life: Duration) -> Self {
+        // Short lives, which tests have, leave less room for skew, so that a third is still ahead at renewal.
+        Self { from: whole(now - SKEW.min(life / 10)), until: whole(now + life) }
+    }
+
+    /// Whether a certificate is valid at `now`.
+    #[must_use]
+    pub fn contains(self, now: Timestamp) -> bool {
+        self.from <= now && now <= self.until
+    }
+
+    /// When two thirds have passed: time for the successor, with a third left for everything that may go wrong.
+    #[must_use]
+    pub fn renew_at(self) -> Timestamp {
+        self.until - self.until.duration_since(self.from) / 3
+    }
+}
+
+fn whole(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// A certificate without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    der: CertificateDer<'static>,
+    pem: String,
+    validity: Validity,
+}
+
+impl Certificate {
+    /// Reads every certificate of a PEM text; `what` names the text in errors.
+    ///
+    /// # Errors
+    /// When one does not parse, or there is none.
+    pub fn parse_all(pem: &[u8], what: &'static str) -> Result<Vec<Self>, Error> {
+        let text = std::str::from_utf8(pem).map_err(|_| Error::Unreadable(what))?;
+        let blocks = text.split_inclusive(PEM_END).map(str::trim).filter(|block| !block.is_empty());
+        let parse = |block: &str| {
+            let der = CertificateDer::from_pem_slice(block.as_bytes()).map_err(|_| Error::Unreadable(what))?;
+            Self::new(der, format!("{block}\n"), what)
+        };
+        let all = blocks.map(parse).collect::<Result<Vec<_>, _>>()?;
+        if all.is_empty() { Err(Error::Missing(what)) } else { Ok(all) }
+    }
+
+    fn new(der: CertificateDer<'static>, pem: String, what: &'static str) -> Result<Self, Error> {
+        let validity = parse(&der, what)?.validity().clone();
+        let second = |at: i64| Timestamp::from_second(at).map_err(|_| Error::Unreadable(what));
+        let validity =
+            Validity { from: second(validity.not_before.timestamp())?, until: second(validity.not_after.timestamp())? };
+        Ok(Self { der, pem, validity })
+    }
+
+    /// The encoded certificate.
+    #[must_use]
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
+    /// The certificate as one PEM block.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// When it is valid.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.validity
+    }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>, what: &'static str) -> Result<X509Certificate<'a>, Error> {
+    Ok(X509Certificate::from_der(der).map_err(|_| Error::Unreadable(what))?.1)
+}
+
+/// A CA certificate with its key. `Debug` leaves the key out.
+#[derive(Debug)]
+pub struct Authority {
+    cert: Certificate,
+    key: KeyPair,
+}
+
+impl Authority {
+    /// Makes a CA that signs leaves, and nothing below them, for as long as `life`.
+    ///
+    /// # Errors
+    /// When the random source fails.
+    pub fn generate(now: Timestamp, life: Duration) -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let mut params = params("keywright webhook CA", Validity::starting(now, life));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let cert = params.self_signed(&key)?;
+        Ok(Self { cert: Certificate::new(cert.der().clone(), cert.pem(), "new CA")?, key })
+    }
+
+    /// Reads a CA; `cert_name` and `key_name` name the texts in errors.
+    ///
+    /// # Errors
+    /// When either does not parse, they do not belong together, or the certificate may not sign.
+    pub fn parse(cert: &[u8], key: &[u8], cert_name: &'static str, key_name: &'static str) -> Result<Self, Error> {
+        let cert = Certificate::parse_all(cert, cert_name)?.swap_remove(0);
+        let key = std::str::from_utf8(key).ok().and_then(|key| KeyPair::from_pem(key).ok());
+        let key = key.ok_or(Error::Unreadable(key_name))?;
+        let x509 = parse(&cert.der, cert_name)?;
+        if !x509.is_ca() {
+            return Err(Error::NotCa(cert_name));
+        }
+        if x509.public_key().raw != key.subject_public_key_info() {
+            return Err(Error::Mismatch(key_name));
+        }
+        Ok(Self { cert, key })
+    }
+
+    /// The certificate.
+    #[must_use]
+    pub fn cert(&self) -> &Certificate {
+        &self.cert
+    }
+
+    /// The key as PKCS#8 PEM, for the Secret alone.
+    pub(super) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// Signs a new key for a TLS server under `names`, for as long as `life` and the CA allow.
+    pub(super) fn sign(
+        &self,
+        names: &[String],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<(CertifiedKey, Validity), Error> {
+        let mut validity = Validity::starting(now, life);
+        validity.until = validity.until.min(self.cert.validity.until);
+        let mut params = params("keywright webhook", validity);
+        params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let leaf = params.signed_by(&key, &Issuer::from_ca_cert_der(&self.cert.der, &self.key)?)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok((CertifiedKey::new(vec![leaf.der().clone()], any_ecdsa_type(&key)?), validity))
+    }
+}
+
+fn params(name: &str, validity: Validity) -> CertificateParams {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let at = |at: Timestamp| epoch + Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    (params.not_before, params.not_after) = (at(validity.from), at(validity.until));
+    params
+}

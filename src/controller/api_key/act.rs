@@ -1,0 +1,187 @@
+//! Carries out one [`Step`]: the only place that writes a Secret, and the only one that holds a new value.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use rand::rngs::SysRng;
+use serde_json::{Value, json};
+
+use super::observe::MANAGED_BY;
+use crate::{
+    api::ApiKey,
+    controller::{RequestError, request},
+    domain::{
+        key::Key,
+        lifecycle::{Held, Step},
+        record::{self, Record},
+        status::secret_ref,
+    },
+};
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum Acted {
+    /// There was nothing to do.
+    Rested,
+    /// The Secret is now like this. `minted` is true if it holds a new value.
+    Wrote {
+        /// The Secret.
+        held: Held,
+        /// Whether the value is new.
+        minted: bool,
+    },
+    /// The Secret is not as it was thought to be: look again.
+    Changed,
+}
+
+/// Carries out a step.
+///
+/// # Errors
+/// If the API server can't be asked or refuses. Whether the write happened is then open: the next look at the Secret
+/// tells, since record and value are written together.
+pub async fn act(
+    client: &Client,
+    namespace: &str,
+    key: &ApiKey,
+    step: Step,
+    now: Timestamp,
+) -> Result<Acted, RequestError> {
+    match step {
+        Step::Rest => Ok(Acted::Rested),
+        Step::Mint(draft) => {
+            let value = mint(key)?;
+            let record = draft.seal(key, value.digest(), now);
+            create(client, namespace, key, &value, record).await
+        }
+        Step::Rotate { held, draft } => {
+            let value = mint(key)?;
+            let record = draft.seal(key, value.digest(), now);
+            patch(client, namespace, key, &held, Some(&value), record).await
+        }
+        Step::Amend { held, record } => patch(client, namespace, key, &held, None, record).await,
+    }
+}
+
+fn mint(key: &ApiKey) -> Result<Key, RequestError> {
+    Key::mint(key.spec.key_type, &mut SysRng)
+        .map_err(|error| RequestError { status: None, message: format!("the system's random source failed: {error}") })
+}
+
+async fn create(
+    client: &Client,
+    namespace: &str,
+    key: &ApiKey,
+    value: &Key,
+    record: Record,
+) -> Result<Acted, RequestError> {
+    let place = secret_ref(key);
+    let template = key.spec.secret.clone().unwrap_or_default();
+    let mut annotations = template.annotations;
+    annotations.insert(record::ANNOTATION.to_owned(), to_json(&record));
+    let mut labels = template.labels;
+    labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
+    let mut secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(place.name.clone()),
+            owner_references: Some(vec![owner(key)]),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        type_: Some(record::SECRET_TYPE.to_owned()),
+        data: Some(BTreeMap::from([(place.key, ByteString(value.expose().as_bytes().to_vec()))])),
+        ..Secret::default()
+    };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let params = PostParams::default();
+    let created = request(&format!("create Secret {}", place.name), secrets.create(&params, &secret)).await;
+    wipe(&mut secret);
+    match created {
+        Ok(mut secret) => {
+            wipe(&mut secret);
+            Ok(Acted::Wrote { held: held(&secret, record), minted: true })
+        }
+        Err(error) if error.is(kube::core::Status::is_already_exists) => Ok(Acted::Changed),
+        Err(error) => Err(error),
+    }
+}
+
+/// One merge patch that only applies to the version that was read. It carries the new value, if there is one, and
+/// the record in the same write.
+async fn patch(
+    client: &Client,
+    namespace: &str,
+    key: &ApiKey,
+    before: &Held,
+    value: Option<&Key>,
+    record: Record,
+) -> Result<Acted, RequestError> {
+    let place = secret_ref(key);
+    let template = key.spec.secret.clone().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let what = format!("update Secret {}", place.name);
+    let mut labels = merge_map(&before.record.labels, &template.labels);
+    labels.insert(MANAGED_BY.0.to_owned(), json!(MANAGED_BY.1));
+    let mut annotations = merge_map(&before.record.annotations, &template.annotations);
+    annotations.insert(record::ANNOTATION.to_owned(), json!(to_json(&record)));
+    let mut body = json!({"metadata": {
+        "resourceVersion": before.version,
+        "ownerReferences": [owner(key)],
+        "labels": labels,
+        "annotations": annotations,
+    }});
+    if let Some(value) = value {
+        body["data"] = json!({ place.key: ByteString(value.expose().as_bytes().to_vec()) });
+    }
+    match request(&what, secrets.patch(&place.name, &PatchParams::default(), &Patch::Merge(body))).await {
+        Ok(mut secret) => {
+            wipe(&mut secret);
+            let intact = value.is_some() || before.intact;
+            Ok(Acted::Wrote { held: Held { intact, ..held(&secret, record) }, minted: value.is_some() })
+        }
+        Err(error) if error.is(|status| status.is_conflict() || status.is_not_found()) => Ok(Acted::Changed),
+        Err(error) => Err(error),
+    }
+}
+
+/// The labels or annotations of the template; those that the template no longer has are taken out.
+fn merge_map(before: &[String], wanted: &BTreeMap<String, String>) -> serde_json::Map<String, Value> {
+    let gone = before.iter().filter(|key| !wanted.contains_key(*key)).map(|key| (key.clone(), Value::Null));
+    gone.chain(wanted.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
+}
+
+fn held(secret: &Secret, record: Record) -> Held {
+    Held { version: secret.resource_version().unwrap_or_default(), record, intact: true, in_order: true }
+}
+
+/// Garbage collection deletes the Secret with its ApiKey, so that nothing needs a finalizer and nothing can get stuck.
+fn owner(key: &ApiKey) -> OwnerReference {
+    OwnerReference {
+        api_version: ApiKey::api_version(&()).into_owned(),
+        kind: ApiKey::kind(&()).into_owned(),
+        name: key.name_any(),
+        uid: key.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Overwrites the values in a Secret that is about to be dropped. Copies inside the HTTP client remain out of reach.
+fn wipe(secret: &mut Secret) {
+    for ByteString(bytes) in secret.data.iter_mut().flat_map(BTreeMap::values_mut) {
+        bytes.fill(0);
+    }
+}
+
+fn to_json(record: &Record) -> String {
+    serde_json::to_string(record).unwrap_or_default()
+}

@@ -1,0 +1,212 @@
+//! Reconciles one ApiKey.
+//!
+//! In the usual life of a key this costs one create of its Secret and one write of its status; afterwards, an event
+//! that changes nothing costs no request at all.
+
+pub mod act;
+pub mod observe;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::{Api, Client, Resource, ResourceExt, api::PostParams, core::Status, runtime::controller::Action};
+use rand::{TryRng, rngs::SysRng};
+
+use self::act::Acted;
+use super::{RequestError, backoff::Backoff, events::Events, request};
+use crate::{
+    api::ApiKey,
+    domain::{
+        lifecycle::{self, Observed, World},
+        status::{self, Facts},
+        validate,
+    },
+    index::Index,
+    runtime::{
+        clock::Clock,
+        metrics::{Metrics, Outcome},
+    },
+};
+
+/// What reconciliation works with.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What is known without asking.
+    pub index: Arc<Index>,
+    /// The time.
+    pub clock: Clock,
+    /// Where Events go.
+    pub events: Events,
+    /// Where counts go.
+    pub metrics: Metrics,
+    /// Who failed how often.
+    pub backoff: Arc<Backoff>,
+    /// When which Secret is looked at again.
+    pub checks: Checks,
+}
+
+/// When the Secret of each key is looked at again. Nothing announces that a Secret was deleted: a watch would need
+/// the right to read every Secret of the cluster.
+#[derive(Debug)]
+pub struct Checks {
+    interval: SignedDuration,
+    next: Mutex<HashMap<String, Timestamp>>,
+}
+
+impl Checks {
+    /// Every Secret is looked at once an interval.
+    #[must_use]
+    pub fn every(interval: Duration) -> Self {
+        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::from_mins(10));
+        Self { interval, next: Mutex::default() }
+    }
+
+    /// When a key is due. A key that is seen for the first time gets a random moment of the interval, so that a
+    /// restart does not read every Secret at once.
+    fn due_at(&self, uid: &str, now: Timestamp) -> Timestamp {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        *next.entry(uid.to_owned()).or_insert_with(|| {
+            let share = f64::from(SysRng.try_next_u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+            let wait = SignedDuration::from_secs_f64(self.interval.as_secs_f64() * share);
+            now.checked_add(wait).unwrap_or(Timestamp::MAX)
+        })
+    }
+
+    fn done(&self, uid: &str, now: Timestamp) {
+        let at = now.checked_add(self.interval).unwrap_or(Timestamp::MAX);
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), at);
+    }
+
+    fn forget(&self, uid: &str) {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+/// Forgets all that is kept in memory for an ApiKey that is gone.
+pub fn forget(key: &ApiKey, context: &Context) {
+    let uid = key.uid().unwrap_or_default();
+    context.backoff.forget(&uid);
+    context.checks.forget(&uid);
+}
+
+/// Brings one key to where its spec wants it, one write of its Secret at a time.
+///
+/// # Errors
+/// If a request failed. The status says so already; the caller tries again later.
+pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action, RequestError> {
+    let started = std::time::Instant::now();
+    let result = run(&key, &context).await;
+    let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Error };
+    context.metrics.reconciled(outcome, started.elapsed());
+    result
+}
+
+/// What to do after a failure.
+#[must_use]
+pub fn retry(key: &ApiKey, error: &RequestError, context: &Context) -> Action {
+    let wait = context.backoff.failed(&key.uid().unwrap_or_default());
+    tracing::warn!(namespace = key.namespace(), name = key.name_any(), %error, retry_in = ?wait, "reconciliation failed");
+    Action::requeue(wait)
+}
+
+async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
+    if key.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let now = context.clock.now();
+    let uid = key.uid().unwrap_or_default();
+    let namespace = key.namespace().unwrap_or_default();
+    let verdict = validate::check(&key.spec, &context.index.catalog());
+    let rival = context.index.rival(&namespace, key, true);
+    let check_at = context.checks.due_at(&uid, now);
+
+    let mut minted = false;
+    let mut error = None;
+    let mut secret = Observed::NotRead;
+    let mut look = lifecycle::must_read(key, now, check_at <= now);
+    // Look, decide, act; and once more if somebody else was faster. Three rounds are more than any order of events
+    // needs; after that the backoff takes over.
+    for _ in 0..3 {
+        if look {
+            match observe::observe(&context.client, &namespace, key).await {
+                Ok(found) => secret = found,
+                Err(failed) => {
+                    error = Some(("SecretReadFailed", failed));
+                    break;
+                }
+            }
+        }
+        let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, now };
+        match act::act(&context.client, &namespace, key, lifecycle::step(&world), now).await {
+            Ok(Acted::Changed) => look = true,
+            Ok(Acted::Rested) => break,
+            Ok(Acted::Wrote { held, minted: new }) => {
+                secret = Observed::Ours(held);
+                minted = new;
+                break;
+            }
+            Err(failed) => {
+                error = Some(("SecretWriteFailed", failed));
+                break;
+            }
+        }
+    }
+
+    let failure = error.as_ref().map(|(reason, error)| error.failure(reason));
+    let facts =
+        Facts { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, failure: failure.as_ref(), now };
+    let status = status::build(&facts);
+    let next = lifecycle::next_wake(key, &status, now);
+    if !report(key, &namespace, status, minted, context).await? {
+        // The object changed meanwhile; its event is on the way, and this is in case it is not.
+        return Ok(Action::requeue(Duration::from_secs(5)));
+    }
+    if let Some((_, error)) = error {
+        return Err(error);
+    }
+    if secret != Observed::NotRead {
+        context.checks.done(&uid, now);
+    }
+    if let Observed::Foreign { .. } = secret {
+        return Ok(Action::requeue(context.backoff.failed(&uid)));
+    }
+    context.backoff.forget(&uid);
+    let next = next.unwrap_or(Timestamp::MAX).min(context.checks.due_at(&uid, now));
+    // A second late rather than early: times have whole seconds.
+    let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
+    Ok(Action::requeue(wait))
+}
+
+/// Writes the status if it changed, and the Events that the change is worth. False if the object changed meanwhile.
+async fn report(
+    key: &ApiKey,
+    namespace: &str,
+    status: crate::api::ApiKeyStatus,
+    minted: bool,
+    context: &Context,
+) -> Result<bool, RequestError> {
+    if key.status.as_ref() == Some(&status) {
+        return Ok(true);
+    }
+    let name = key.name_any();
+    let notes = status::notes(key.status.as_ref(), &status, minted);
+    let mut update = key.clone();
+    update.status = Some(status);
+    let keys: Api<ApiKey> = Api::namespaced(context.client.clone(), namespace);
+    let params = PostParams::default();
+    match request("update status", keys.replace_status(&name, &params, &update)).await {
+        Ok(_) => {}
+        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    for note in notes {
+        tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
+        context.events.note(key.object_ref(&()), note);
+    }
+    Ok(true)
+}

@@ -1,0 +1,77 @@
+//! How long to wait before an object is tried again: its own exponential backoff, with jitter.
+//!
+//! kube's `error_policy` knows no history, so the history is kept here, by uid. It is dropped on success and on
+//! deletion, so that it can't grow without end.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use rand::{TryRng, rngs::SysRng};
+
+const FIRST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// The failures in a row of every object that fails.
+#[derive(Debug, Default)]
+pub struct Backoff(Mutex<HashMap<String, u32>>);
+
+impl Backoff {
+    /// Counts one more failure and says how long to wait.
+    pub fn failed(&self, uid: &str) -> Duration {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(uid.to_owned()).or_default();
+        *count += 1;
+        delay(*count, SysRng.try_next_u32().unwrap_or(u32::MAX / 2))
+    }
+
+    /// Forgets the failures of an object that succeeded or is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// How many objects wait for another try.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Doubles from [`FIRST`] to [`LONGEST`]; `random` spreads the result over its upper half, so that objects that
+/// failed together do not come back together.
+fn delay(failures: u32, random: u32) -> Duration {
+    let full = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST);
+    full / 2 + (full / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_doubles_up_to_a_bound_and_spreads() {
+        assert_eq!(delay(1, u32::MAX), FIRST);
+        assert_eq!(delay(2, u32::MAX), FIRST * 2);
+        assert_eq!(delay(40, u32::MAX), LONGEST);
+        assert_eq!(delay(40, 0), LONGEST / 2);
+    }
+
+    #[test]
+    fn success_and_deletion_leave_nothing_behind() {
+        let backoff = Backoff::default();
+        backoff.failed("a");
+        backoff.failed("b");
+        assert_eq!(backoff.len(), 2);
+        backoff.forget("a");
+        backoff.forget("b");
+        assert!(backoff.is_empty());
+    }
+}

@@ -1,0 +1,115 @@
+//! Applies the catalogues that are shipped, and reports what became of each PermissionCatalog in the merge.
+
+use std::path::{Path, PathBuf};
+
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    core::Status,
+};
+
+use super::{RequestError, events::Events, request};
+use crate::{
+    api::{PermissionCatalog, PermissionCatalogStatus},
+    domain::{
+        catalog::Report,
+        status::{Note, merge_condition},
+    },
+    runtime::clock::Clock,
+};
+
+/// Reads the catalogues that are shipped: one a file, in the order of the files' names.
+///
+/// # Errors
+/// The file that can't be read, and why.
+pub fn shipped(directory: &Path) -> Result<Vec<PermissionCatalog>, String> {
+    let failed = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let entries = std::fs::read_dir(directory).map_err(|error| failed(directory, &error))?;
+    let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).map_err(|error| failed(path, &error))?;
+        serde_saphyr::from_str(&text).map_err(|error| failed(path, &error))
+    };
+    files.iter().map(read).collect()
+}
+
+/// Applies a catalogue that is shipped. The operator does it and not the chart, because Helm and kubectl can't apply an
+/// object in the same step as its CRD.
+///
+/// # Errors
+/// If the API server can't be asked or refuses.
+pub async fn install(client: &Client, catalog: &PermissionCatalog) -> Result<(), RequestError> {
+    let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
+    let (name, params) = (catalog.name_any(), PatchParams::apply("keywright").force());
+    let what = format!("apply PermissionCatalog {name}");
+    request(&what, catalogs.patch(&name, &params, &Patch::Apply(catalog))).await.map(drop)
+}
+
+/// Writes the status of one catalogue if it changed.
+///
+/// # Errors
+/// If the API server can't be asked or refuses.
+pub async fn report(
+    client: &Client,
+    catalog: &PermissionCatalog,
+    report: &Report,
+    clock: &Clock,
+    events: &Events,
+) -> Result<(), RequestError> {
+    let status = status(catalog, report, clock);
+    if catalog.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let accepted = status.conditions.first().cloned();
+    let known = catalog.status.as_ref().and_then(|s| s.conditions.first()).map(|c| (&c.reason, &c.message));
+    let note = accepted.filter(|c| c.status == "False" && known != Some((&c.reason, &c.message))).map(|c| Note {
+        warning: true,
+        reason: if report.conflicts.is_empty() { "Invalid" } else { "Conflict" },
+        message: c.message,
+    });
+    let mut update = catalog.clone();
+    update.status = Some(status);
+    let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
+    let (name, params) = (catalog.name_any(), PostParams::default());
+    match request("update status", catalogs.replace_status(&name, &params, &update)).await {
+        Ok(_) => {
+            if let Some(note) = note {
+                events.note(catalog.object_ref(&()), note);
+            }
+            Ok(())
+        }
+        // It changed or went meanwhile: its event brings it here again.
+        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn status(catalog: &PermissionCatalog, report: &Report, clock: &Clock) -> PermissionCatalogStatus {
+    let (value, reason) = match () {
+        () if !report.conflicts.is_empty() => ("False", "Conflict"),
+        () if !report.invalid.is_empty() => ("False", "Invalid"),
+        () => ("True", "Accepted"),
+    };
+    let without_effect: Vec<_> = report.conflicts.iter().chain(&report.invalid).map(String::as_str).collect();
+    let message = if without_effect.is_empty() {
+        "every entry is in force".to_owned()
+    } else {
+        format!("{} entries have no effect: {}", without_effect.len(), without_effect.join("; "))
+    };
+    let old = catalog.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let generation = catalog.metadata.generation;
+    let condition = |kind, value: &str| merge_condition(old, kind, value, reason, &message, generation, clock.now());
+    let mut conditions = vec![condition("Accepted", value), condition("Ready", value)];
+    if value == "False" {
+        conditions.push(condition("Stalled", "True"));
+    }
+    let count = |n: usize| Some(i64::try_from(n).unwrap_or(i64::MAX));
+    PermissionCatalogStatus {
+        observed_generation: generation,
+        conditions,
+        permissions: count(report.permissions),
+        presets: count(report.presets),
+    }
+}

@@ -1,0 +1,204 @@
+//! The value of a key: how it is made, recognised and remembered.
+//!
+//! `kwp_`, `kws_` or `kwt_` (Personal, SendYourData, Team), then 43 base62 characters from a cryptographic random
+//! source (256 bits), then CRC-32 of all that precedes as 6 base62 characters. A double click selects the whole,
+//! and a scanner can tell a key from a look-alike without asking anyone.
+
+use std::fmt;
+
+use rand::TryCryptoRng;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest as _, Sha256};
+
+use crate::api::KeyType;
+
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const RANDOM_LEN: usize = 43;
+const CHECKSUM_LEN: usize = 6;
+
+/// The length of every key, prefix and checksum included.
+pub const LEN: usize = 4 + RANDOM_LEN + CHECKSUM_LEN;
+
+/// The prefix that tells the type of a key.
+#[must_use]
+pub const fn prefix(key_type: KeyType) -> &'static str {
+    match key_type {
+        KeyType::Personal => "kwp_",
+        KeyType::SendYourData => "kws_",
+        KeyType::Team => "kwt_",
+    }
+}
+
+/// A key's value. It can't be printed, compared or serialized; it leaves memory zeroed.
+#[derive(Debug)]
+pub struct Key(SecretString);
+
+impl Key {
+    /// Makes a new value from a cryptographic random source.
+    ///
+    /// # Errors
+    /// Whatever the random source returns.
+    pub fn mint<R: TryCryptoRng>(key_type: KeyType, rng: &mut R) -> Result<Self, R::Error> {
+        let mut value = String::with_capacity(LEN);
+        value.push_str(prefix(key_type));
+        let mut bytes = [0_u8; RANDOM_LEN];
+        while value.len() < 4 + RANDOM_LEN {
+            rng.try_fill_bytes(&mut bytes)?;
+            // 248 is the largest multiple of 62 in a byte: what lies above is thrown away, so that each character
+            // is equally likely.
+            let fresh = bytes.iter().filter(|b| **b < 248).map(|b| ALPHABET[usize::from(b % 62)] as char);
+            value.extend(fresh.take(4 + RANDOM_LEN - value.len()));
+        }
+        bytes.fill(0);
+        let checksum = checksum(value.as_bytes());
+        value.extend(checksum.iter().map(|c| *c as char));
+        Ok(Self(value.into()))
+    }
+
+    /// Reads a value back, for example from a Secret. `None` if it is not a key of this type.
+    #[must_use]
+    pub fn parse(key_type: KeyType, bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        (is_well_formed(text) && text.starts_with(prefix(key_type))).then(|| Self(text.to_owned().into()))
+    }
+
+    /// What may be stored, logged and compared in place of the value.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.0.expose_secret().as_bytes())
+    }
+
+    /// The value itself, for the one place that writes it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+/// Whether a text has the shape and the checksum of a key. Cheap: no hash, no allocation.
+#[must_use]
+pub fn is_well_formed(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() == LEN
+        && bytes.starts_with(b"kw")
+        && matches!(bytes[2], b'p' | b's' | b't')
+        && bytes[3] == b'_'
+        && bytes[4..].iter().all(u8::is_ascii_alphanumeric)
+        && checksum(&bytes[..LEN - CHECKSUM_LEN]) == bytes[LEN - CHECKSUM_LEN..]
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let mut rest = crc32fast::hash(bytes) as usize;
+    let mut out = [b'0'; CHECKSUM_LEN];
+    for place in out.iter_mut().rev() {
+        *place = ALPHABET[rest % 62];
+        rest /= 62;
+    }
+    out
+}
+
+/// SHA-256 of a whole key. A fast hash is right here: 256 random bits can't be guessed at any speed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of a value.
+    #[must_use]
+    pub fn of(value: &[u8]) -> Self {
+        Self(Sha256::digest(value).into())
+    }
+
+    /// The id of the key: `key_` and the first 16 hex digits. What logs, headers and people use.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("key_{}", &self.to_string()[..16])
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+
+    use super::*;
+
+    #[test]
+    fn a_minted_key_has_the_documented_shape() {
+        for (key_type, prefix) in
+            [(KeyType::Personal, "kwp_"), (KeyType::SendYourData, "kws_"), (KeyType::Team, "kwt_")]
+        {
+            let key = Key::mint(key_type, &mut SysRng).unwrap();
+            assert_eq!(key.expose().len(), 53);
+            assert!(key.expose().starts_with(prefix));
+            assert!(is_well_formed(key.expose()));
+            assert!(Key::parse(key_type, key.expose().as_bytes()).is_some());
+        }
+    }
+
+    /// A fixed vector, worked out by hand from the definition: it holds the format against accidental change.
+    #[test]
+    fn checksum_is_crc32_in_base62() {
+        // CRC-32 of "123456789" is 0xCBF43926 = 3421780262, the standard check value.
+        let value = [3_u64, 45, 35, 27, 22, 14].iter().fold(0, |sum, digit| sum * 62 + digit);
+        assert_eq!(value, 3_421_780_262);
+        assert_eq!(&checksum(b"123456789"), b"3jZRME");
+    }
+
+    #[test]
+    fn one_changed_character_is_noticed() {
+        let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
+        for at in 0..LEN {
+            let mut bytes = key.expose().as_bytes().to_vec();
+            bytes[at] = if bytes[at] == b'x' { b'y' } else { b'x' };
+            assert!(!is_well_formed(std::str::from_utf8(&bytes).unwrap()), "position {at}");
+        }
+        for text in ["", "kwt_", "kwt_é", &key.expose()[1..], &format!("{}0", key.expose())] {
+            assert!(!is_well_formed(text));
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_type_is_not_taken() {
+        let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
+        assert!(Key::parse(KeyType::Personal, key.expose().as_bytes()).is_none());
+    }
+
+    #[test]
+    fn the_value_is_not_in_the_debug_output() {
+        let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
+        assert!(!format!("{key:?}").contains(&key.expose()[4..]));
+    }
+
+    #[test]
+    fn digest_and_id_are_sha256() {
+        let digest = Digest::of(b"abc");
+        assert_eq!(digest.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(digest.id(), "key_ba7816bf8f01cfea");
+    }
+
+    /// A source that repeats short patterns and rejected bytes must not change the length or the alphabet.
+    #[test]
+    fn every_character_of_the_alphabet_is_used_evenly() {
+        let mut counts = [0_u32; 128];
+        for _ in 0..400 {
+            let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
+            key.expose()[4..47].bytes().for_each(|b| counts[usize::from(b)] += 1);
+        }
+        // 17,200 draws over 62 characters: 277 expected; 6 sigma is about 100.
+        for c in ALPHABET {
+            let n = counts[usize::from(*c)];
+            assert!((170..390).contains(&n), "{} came {n} times", *c as char);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What every replica knows: the merged catalogue, and which ApiKey claims which Secret.
+//!
+//! Fed by watch events and by nothing else; it never calls the API server. Admission and reconciliation read from
+//! it, so that neither needs a request of its own.
+
+pub mod feed;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, RwLock},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{ResourceExt, runtime::watcher::Event};
+
+use crate::{
+    api::{ApiKey, PermissionCatalog},
+    domain::{
+        catalog::{Catalog, Report},
+        status::secret_ref,
+    },
+};
+
+/// Shared by everything in the process that has to know.
+#[derive(Default)]
+pub struct Index {
+    catalogs: RwLock<Catalogs>,
+    claims: RwLock<Claims>,
+}
+
+#[derive(Default)]
+struct Catalogs {
+    known: BTreeMap<String, Arc<PermissionCatalog>>,
+    merged: Arc<Catalog>,
+    reports: BTreeMap<String, Report>,
+    relisted: Option<BTreeSet<String>>,
+    synced: bool,
+}
+
+#[derive(Default)]
+struct Claims {
+    /// By namespace and Secret name; nearly always one claim each.
+    by_secret: HashMap<(String, String), Vec<Claim>>,
+    relisted: Option<BTreeSet<(String, String, String)>>,
+    synced: bool,
+}
+
+/// An ApiKey that names a Secret. Ordered by age, then by name: the first of the order has the better right.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    since: Option<Timestamp>,
+    name: String,
+}
+
+impl Index {
+    /// The merged catalogue. Cheap: a reference count.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&read(&self.catalogs).merged)
+    }
+
+    /// Every PermissionCatalog, and what became of it in the merge.
+    #[must_use]
+    pub fn catalogs(&self) -> Vec<(Arc<PermissionCatalog>, Report)> {
+        let state = read(&self.catalogs);
+        let report = |name| state.reports.get(name).cloned().unwrap_or_default();
+        state.known.iter().map(|(name, catalog)| (Arc::clone(catalog), report(name))).collect()
+    }
+
+    /// Whether both kinds were listed completely, at least once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        read(&self.catalogs).synced && read(&self.claims).synced
+    }
+
+    /// Another ApiKey that claims the same Secret: any, if `key` does not exist yet; an older one, if it does.
+    #[must_use]
+    pub fn rival(&self, namespace: &str, key: &ApiKey, exists: bool) -> Option<String> {
+        let claims = read(&self.claims);
+        let rivals = claims.by_secret.get(&(namespace.to_owned(), secret_ref(key).name))?;
+        let own = claim_of(key);
+        rivals
+            .iter()
+            .filter(|other| other.name != own.name && (!exists || **other < own))
+            .min()
+            .map(|other| other.name.clone())
+    }
+
+    /// The other ApiKeys that claim the Secret that `key` names: they may have their turn when it goes.
+    #[must_use]
+    pub fn others_like(&self, namespace: &str, key: &ApiKey) -> Vec<String> {
+        let claims = read(&self.claims);
+        let rivals = claims.by_secret.get(&(namespace.to_owned(), secret_ref(key).name));
+        let own = key.name_any();
+        rivals.into_iter().flatten().map(|c| c.name.clone()).filter(|name| *name != own).collect()
+    }
+
+    /// Takes in what happened to a PermissionCatalog. True if the merged catalogue may have changed.
+    pub fn apply_catalog(&self, event: &Event<PermissionCatalog>) -> bool {
+        let mut state = write(&self.catalogs);
+        match event {
+            Event::Init => {
+                state.relisted = Some(BTreeSet::new());
+                return false;
+            }
+            Event::InitApply(catalog) => {
+                if let Some(names) = &mut state.relisted {
+                    names.insert(catalog.name_any());
+                }
+                state.known.insert(catalog.name_any(), Arc::new(catalog.clone()));
+                return false;
+            }
+            Event::InitDone => {
+                if let Some(names) = state.relisted.take() {
+                    state.known.retain(|name, _| names.contains(name));
+                }
+                state.synced = true;
+            }
+            Event::Apply(catalog) => {
+                let before = state.known.insert(catalog.name_any(), Arc::new(catalog.clone()));
+                // A status that was written says nothing new.
+                if before.is_some_and(|b| b.spec == catalog.spec && b.uid() == catalog.uid()) {
+                    return false;
+                }
+            }
+            Event::Delete(catalog) => {
+                state.known.remove(&catalog.name_any());
+            }
+        }
+        let (merged, reports) = merge(&state.known);
+        state.merged = Arc::new(merged);
+        state.reports = reports;
+        true
+    }
+
+    /// Takes in what happened to an ApiKey.
+    pub fn apply_key(&self, event: &Event<ApiKey>) {
+        let mut state = write(&self.claims);
+        match event {
+            Event::Init => state.relisted = Some(BTreeSet::new()),
+            Event::InitApply(key) => {
+                let id = state.insert(key);
+                if let Some(seen) = &mut state.relisted {
+                    seen.insert(id);
+                }
+            }
+            Event::InitDone => {
+                if let Some(seen) = state.relisted.take() {
+                    state.by_secret.retain(|(namespace, secret), claims| {
+                        claims.retain(|c| seen.contains(&(namespace.clone(), secret.clone(), c.name.clone())));
+                        !claims.is_empty()
+                    });
+                }
+                state.synced = true;
+            }
+            Event::Apply(key) => {
+                state.insert(key);
+            }
+            Event::Delete(key) => state.remove(key),
+        }
+    }
+}
+
+/// Merges catalogues by age.
+fn merge(known: &BTreeMap<String, Arc<PermissionCatalog>>) -> (Catalog, BTreeMap<String, Report>) {
+    let mut oldest_first: Vec<_> = known.iter().collect();
+    oldest_first.sort_by_key(|(name, c)| (c.creation_timestamp().map(|t| t.0), *name));
+    Catalog::merge(oldest_first.into_iter().map(|(name, c)| (name.as_str(), &c.spec)))
+}
+
+impl Claims {
+    /// The Secret of an ApiKey can't change (the CRD forbids it), so that a claim only ever comes and goes.
+    fn insert(&mut self, key: &ApiKey) -> (String, String, String) {
+        let namespace = key.namespace().unwrap_or_default();
+        let secret = secret_ref(key).name;
+        let claims = self.by_secret.entry((namespace.clone(), secret.clone())).or_default();
+        claims.retain(|c| c.name != key.name_any());
+        claims.push(claim_of(key));
+        (namespace, secret, key.name_any())
+    }
+
+    fn remove(&mut self, key: &ApiKey) {
+        let id = (key.namespace().unwrap_or_default(), secret_ref(key).name);
+        if let Some(claims) = self.by_secret.get_mut(&id) {
+            claims.retain(|c| c.name != key.name_any());
+            if claims.is_empty() {
+                self.by_secret.remove(&id);
+            }
+        }
+    }
+}
+
+fn claim_of(key: &ApiKey) -> Claim {
+    Claim { since: key.creation_timestamp().map(|t| t.0), name: key.name_any() }
+}
+
+// A panic while a lock is held would leave half of an update behind; these sections can't panic, and if one ever
+// does, serving what is there is better than a process in which every request fails.
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{KeyType, SecretTemplate},
+        domain::{
+            catalog::tests::{permission, spec as catalog_spec},
+            validate::tests::spec,
+        },
+    };
+
+    fn key(name: &str, secret: &str, second: i64) -> ApiKey {
+        let mut key = ApiKey::new(name, spec(KeyType::Team, &["Alerts"], &[]));
+        key.spec.secret = Some(SecretTemplate { name: Some(secret.to_owned()), ..Default::default() });
+        key.metadata.namespace = Some("shop".to_owned());
+        key.metadata.creation_timestamp = Some(crate::api::Time(Timestamp::from_second(second).unwrap()));
+        key
+    }
+
+    #[test]
+    fn the_older_claim_wins_and_then_the_name() {
+        let index = Index::default();
+        let (old, young, twin) = (key("z", "s", 1), key("a", "s", 2), key("b", "s", 2));
+        for key in [&young, &old, &twin] {
+            index.apply_key(&Event::Apply(key.clone()));
+        }
+        assert_eq!(index.rival("shop", &old, true), None);
+        assert_eq!(index.rival("shop", &young, true).as_deref(), Some("z"));
+        assert_eq!(index.rival("shop", &twin, true).as_deref(), Some("z"));
+        assert_eq!(index.rival("shop", &key("new", "s", 3), false).as_deref(), Some("z"));
+        assert_eq!(index.rival("other", &key("new", "s", 3), false), None, "another namespace is another Secret");
+        index.apply_key(&Event::Delete(old));
+        assert_eq!(index.rival("shop", &young, true), None);
+        assert_eq!(index.rival("shop", &twin, true).as_deref(), Some("a"));
+        assert_eq!(index.others_like("shop", &young), ["b"]);
+    }
+
+    #[test]
+    fn a_relist_forgets_what_is_gone() {
+        let index = Index::default();
+        index.apply_key(&Event::Apply(key("gone", "s", 1)));
+        for event in [Event::Init, Event::InitApply(key("stays", "s", 2)), Event::InitDone] {
+            index.apply_key(&event);
+        }
+        assert_eq!(index.rival("shop", &key("new", "s", 3), false).as_deref(), Some("stays"));
+        assert!(!index.is_synced(), "catalogues were not listed yet");
+    }
+
+    #[test]
+    fn catalogues_merge_by_age_whatever_the_order_of_events() {
+        let catalog = |name: &str, second: i64, ingestion: bool| {
+            let mut c = PermissionCatalog::new(name, catalog_spec(vec![permission("a:Read", ingestion)], vec![]));
+            c.metadata.creation_timestamp = Some(crate::api::Time(Timestamp::from_second(second).unwrap()));
+            c
+        };
+        let (old, young) = (catalog("z-old", 1, false), catalog("a-young", 2, true));
+        for order in [[&old, &young], [&young, &old]] {
+            let index = Index::default();
+            for c in order {
+                assert!(index.apply_catalog(&Event::Apply(c.clone())));
+            }
+            assert!(!index.catalog().permission("A:Read").unwrap().ingestion);
+            assert_eq!(index.catalogs()[0].1.conflicts.len(), 1);
+            assert!(!index.apply_catalog(&Event::Apply(young.clone())), "nothing new");
+            index.apply_catalog(&Event::Delete(old.clone()));
+            assert!(index.catalog().permission("a:Read").unwrap().ingestion);
+        }
+    }
+}

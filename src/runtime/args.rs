@@ -1,0 +1,118 @@
+//! The command line. Every argument can be given by the environment as well; the chart uses arguments, so that
+//! `kubectl describe` shows how a replica runs.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::domain::duration;
+
+/// API keys as Kubernetes resources.
+#[derive(Debug, Parser)]
+#[command(name = "keywright", version, about, propagate_version = true)]
+pub struct Args {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator: the controller, on the one replica that leads, and the webhook, on every replica.
+    Operator(Box<OperatorArgs>),
+    /// Print the CRDs as YAML.
+    Crds {
+        /// Write one file a CRD into this directory instead.
+        #[arg(long)]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// How the operator runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct OperatorArgs {
+    /// The address of the webhook.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
+    pub webhook_address: SocketAddr,
+
+    /// The address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "KEYWRIGHT_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub health_address: SocketAddr,
+
+    /// The Service through which the API server reaches the webhook.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_SERVICE", default_value = "keywright-webhook")]
+    pub webhook_service: String,
+
+    /// The ValidatingWebhookConfiguration.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CONFIGURATION", default_value = "keywright")]
+    pub webhook_configuration: String,
+
+    /// The Secret that holds the CA of the webhook's certificates.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_SECRET", default_value = "keywright-webhook-ca")]
+    pub webhook_ca_secret: String,
+
+    /// How long that CA lives. It is replaced after two thirds, without a gap.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_VALIDITY", default_value = "8760h", value_parser = parse_duration)]
+    pub webhook_ca_validity: Duration,
+
+    /// How long a replica's certificate lives. It is replaced after two thirds.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_VALIDITY", default_value = "168h", value_parser = parse_duration)]
+    pub webhook_cert_validity: Duration,
+
+    /// How long every API server gets to notice a new CA before certificates depend on it.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_SETTLE", default_value = "1m", value_parser = parse_duration)]
+    pub webhook_ca_settle: Duration,
+
+    /// Use tls.crt and tls.key from this directory, as cert-manager writes them, instead of a CA of our own.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_DIR", conflicts_with = "webhook_ca_secret")]
+    pub webhook_cert_dir: Option<PathBuf>,
+
+    /// Apply the PermissionCatalogs of the YAML files in this directory, one a file. They are written over at each
+    /// start of a leader: put catalogues of your own into objects of other names.
+    #[arg(long, env = "KEYWRIGHT_CATALOG_DIR")]
+    pub catalog_dir: Option<PathBuf>,
+
+    /// The Lease by which replicas elect a leader.
+    #[arg(long, env = "KEYWRIGHT_LEASE_NAME", default_value = "keywright-operator")]
+    pub lease_name: String,
+
+    /// How many keys are worked on at the same time.
+    #[arg(long, env = "KEYWRIGHT_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+
+    /// How often the Secret of each key is looked at, to notice that it was deleted or changed.
+    #[arg(long, env = "KEYWRIGHT_SECRET_CHECK_INTERVAL", default_value = "10m", value_parser = parse_duration)]
+    pub secret_check_interval: Duration,
+
+    /// The format of the logs.
+    #[arg(long, env = "KEYWRIGHT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What to log: a level, or a filter such as info,keywright=debug.
+    #[arg(long, env = "KEYWRIGHT_LOG", default_value = "info")]
+    pub log: String,
+
+    /// The name of this replica, unique among its peers.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+
+    /// The namespace of the operator's own objects.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
+}
+
+/// The format of the logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("{text:?} is no duration: write one such as 10m, 24h or 30s"))
+}

@@ -1,0 +1,48 @@
+//! `/healthz`, `/readyz` and `/metrics`, over plain HTTP inside the Pod's network.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures::future::BoxFuture;
+
+use super::metrics::Metrics;
+
+/// Says why the process is not ready.
+pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+#[derive(Clone)]
+struct Health {
+    ready: Readiness,
+    metrics: Metrics,
+}
+
+/// The three endpoints. `/healthz` answers while the process can answer at all; what else may be wrong is not mended
+/// by a restart.
+pub fn router(ready: Readiness, metrics: Metrics) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .with_state(Health { ready, metrics })
+}
+
+async fn readyz(State(health): State<Health>) -> Response {
+    match (health.ready)().await {
+        Ok(()) => "ok".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
+}
+
+async fn metrics_text(State(health): State<Health>) -> Response {
+    match health.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

@@ -1,0 +1,527 @@
+//! Leader election over one `coordination.k8s.io/v1` Lease: which replica may do the work that only one may do.
+//!
+//! The Lease object is the only thing shared, so no clock of another machine is ever trusted: `renewTime` is written
+//! for people, and a lease runs out only when *we* have seen it unchanged for as long as it lasts ([`evaluate`]).
+//! The leader in turn gives up earlier than anyone else may take over: others wait `duration` from the moment when
+//! they saw the last renewal, the leader counts `renew_deadline`, which is shorter, from the moment before it sent it.
+//!
+//! A lease cannot fence writes that are already on their way. What must happen once is held by `create` and
+//! resourceVersions where it is written; the lease only spares replicas from doing the same work.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, error::Elapsed, sleep_until, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::clock::Clock;
+
+/// Which Lease to hold, as whom, and how patiently.
+#[derive(Clone, Debug)]
+pub struct LeaseConfig {
+    /// Name of the Lease object.
+    pub name: String,
+    /// Namespace of the Lease object.
+    pub namespace: String,
+    /// Who we are. Unique to this process: two processes with one identity would both lead.
+    pub identity: String,
+    /// How long others wait after the last renewal that they saw. Whole seconds, at least one; renewed at a third.
+    pub duration: Duration,
+    /// How long we go on leading without a renewal. Shorter than `duration`.
+    pub renew_deadline: Duration,
+    /// At most this long between two attempts, and for any one of them.
+    pub retry_period: Duration,
+}
+
+impl LeaseConfig {
+    /// The usual timing: 15 s, given up after 10 s, tried every 2 s.
+    #[must_use]
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>, identity: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            identity: identity.into(),
+            duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why [`run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// We were asked to stop. If we led, the lease is free for the next replica.
+    Released,
+    /// We led, and cannot be sure any more that nobody else does. The process must end.
+    Lost,
+}
+
+/// What to do about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is nobody's, or ran out: take it.
+    Acquire,
+    /// It is ours: prolong it.
+    Renew,
+    /// It is another's until then, unless it changes.
+    Wait(Instant),
+}
+
+/// What `me` should do about a lease that holds `spec` and was seen to change last at `changed`, by our own clock.
+///
+/// `fallback` is how long a lease lasts that does not say so.
+#[must_use]
+pub fn evaluate(spec: Option<&LeaseSpec>, changed: Instant, me: &str, now: Instant, fallback: Duration) -> Decision {
+    let Some(spec) = spec else { return Decision::Acquire };
+    match spec.holder_identity.as_deref() {
+        None | Some("") => Decision::Acquire,
+        Some(holder) if holder == me => Decision::Renew,
+        Some(_) => {
+            let lasts = spec
+                .lease_duration_seconds
+                .map_or(fallback, |s| Duration::from_secs(u64::try_from(s).unwrap_or_default()));
+            let until = changed + lasts;
+            if now < until { Decision::Wait(until) } else { Decision::Acquire }
+        }
+    }
+}
+
+/// The record that makes or keeps `me` the holder; `at` is for people to read.
+fn claim(old: Option<&LeaseSpec>, me: &str, at: Timestamp, lasts: Duration) -> LeaseSpec {
+    let at = Some(MicroTime(at));
+    let mut new = old.cloned().unwrap_or_default();
+    if new.holder_identity.as_deref() != Some(me) {
+        new.lease_transitions = Some(old.map_or(0, |o| o.lease_transitions.unwrap_or(0).saturating_add(1)));
+        new.acquire_time.clone_from(&at);
+        new.holder_identity = Some(me.to_owned());
+    }
+    new.lease_duration_seconds = Some(i32::try_from(lasts.as_secs()).unwrap_or(i32::MAX).max(1));
+    new.renew_time = at;
+    new
+}
+
+/// The record that leaves the lease to whoever asks next.
+fn vacate(old: &LeaseSpec, at: Timestamp) -> LeaseSpec {
+    LeaseSpec { holder_identity: None, lease_duration_seconds: Some(1), renew_time: Some(MicroTime(at)), ..old.clone() }
+}
+
+/// Takes part in the election until `shutdown`, or until leadership is lost.
+///
+/// `leadership` is true while we lead. Stop the leader's work before cancelling `shutdown`, since the next replica
+/// starts as soon as the lease is released; and end the process on [`Ended::Lost`], since another may lead already.
+pub async fn run(
+    client: Client,
+    config: LeaseConfig,
+    clock: Clock,
+    leadership: watch::Sender<bool>,
+    shutdown: CancellationToken,
+) -> Ended {
+    let mut candidate =
+        Candidate { api: Api::namespaced(client, &config.namespace), seen: None, leading_until: None, config, clock };
+    let ended = tokio::select! {
+        () = candidate.campaign(&leadership) => Ended::Lost,
+        () = shutdown.cancelled() => Ended::Released,
+    };
+    leadership.send_replace(false);
+    if ended == Ended::Released && candidate.leading_until.is_some() {
+        candidate.release().await;
+    }
+    ended
+}
+
+struct Candidate {
+    api: Api<Lease>,
+    config: LeaseConfig,
+    /// For what is written for people. Nothing is decided by it.
+    clock: Clock,
+    /// The record as last read, and when we first read it so.
+    seen: Option<(LeaseSpec, Instant)>,
+    /// When we lead: how long we may believe it without another renewal.
+    leading_until: Option<Instant>,
+}
+
+/// What one attempt found.
+enum Outcome {
+    /// The lease is ours, by a write sent at this time.
+    Held(Instant),
+    /// The lease is another's until this time.
+    Taken(Instant),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttemptError {
+    #[error("the API server did not answer in time")]
+    Timeout(#[from] Elapsed),
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+impl Candidate {
+    /// Stands for election, leads, and returns when leadership is lost.
+    async fn campaign(&mut self, leadership: &watch::Sender<bool>) {
+        loop {
+            if self.leading_until.is_some_and(|until| Instant::now() >= until) {
+                warn!(lease = %self.config.name, "not renewed in time");
+                return;
+            }
+            // The client retries some failures for minutes, so that each attempt needs its own end.
+            let deadline = Instant::now() + self.config.retry_period;
+            let deadline = self.leading_until.map_or(deadline, |until| until.min(deadline));
+            let attempt = timeout_at(deadline, self.attempt()).await;
+            let pause = match attempt.map_err(AttemptError::from).and_then(|outcome| Ok(outcome?)) {
+                Ok(Outcome::Held(sent)) => {
+                    self.leading_until = Some(sent + self.config.renew_deadline);
+                    if !leadership.send_replace(true) {
+                        info!(lease = %self.config.name, identity = %self.config.identity, "leading");
+                    }
+                    self.config.duration / 3
+                }
+                Ok(Outcome::Taken(_)) if self.leading_until.is_some() => {
+                    warn!(lease = %self.config.name, "another replica holds the lease");
+                    return;
+                }
+                Ok(Outcome::Taken(until)) => self.retry_pause().min(until.saturating_duration_since(Instant::now())),
+                Err(error) => {
+                    // A conflict is how a race is lost; the next attempt reads who won it.
+                    if matches!(&error, AttemptError::Api(kube::Error::Api(status)) if status.code == 409) {
+                        debug!(lease = %self.config.name, "another replica wrote the lease first");
+                    } else {
+                        warn!(lease = %self.config.name, %error, "cannot take or renew the lease");
+                    }
+                    self.retry_pause()
+                }
+            };
+            let wake = Instant::now() + pause;
+            sleep_until(self.leading_until.map_or(wake, |until| until.min(wake))).await;
+        }
+    }
+
+    /// Reads the lease, and takes or prolongs it if it is ours to take.
+    async fn attempt(&mut self) -> kube::Result<Outcome> {
+        let read = self.api.get_opt(&self.config.name).await?;
+        let now = Instant::now();
+        let spec = read.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
+        self.seen = match (self.seen.take(), &spec) {
+            (Some(seen), Some(spec)) if seen.0 == *spec => Some(seen),
+            (_, spec) => spec.clone().map(|spec| (spec, now)),
+        };
+        let changed = self.seen.as_ref().map_or(now, |seen| seen.1);
+        let decision = evaluate(spec.as_ref(), changed, &self.config.identity, now, self.config.duration);
+        // A leader whose record is gone or vacant cannot know who led in between.
+        if self.leading_until.is_some() && decision != Decision::Renew {
+            return Ok(Outcome::Taken(now));
+        }
+        if let Decision::Wait(until) = decision {
+            return Ok(Outcome::Taken(until));
+        }
+        let new = claim(spec.as_ref(), &self.config.identity, self.clock.now(), self.config.duration);
+        self.write(read, new).await?;
+        Ok(Outcome::Held(now))
+    }
+
+    /// Writes the record over the object that was read, or creates the object. A conflict if it changed since.
+    async fn write(&self, read: Option<Lease>, spec: LeaseSpec) -> kube::Result<Lease> {
+        let params = PostParams::default();
+        let spec = Some(spec);
+        if let Some(lease) = read {
+            // What was read carries its resourceVersion.
+            self.api.replace(&self.config.name, &params, &Lease { spec, ..lease }).await
+        } else {
+            let metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
+            self.api.create(&params, &Lease { metadata, spec }).await
+        }
+    }
+
+    /// Leaves the lease to the next replica. Best effort: without it they wait until it runs out.
+    async fn release(&self) {
+        let release = async {
+            let Some(lease) = self.api.get_opt(&self.config.name).await? else { return Ok(()) };
+            match lease.spec.clone() {
+                Some(spec) if spec.holder_identity.as_deref() == Some(&self.config.identity) => {
+                    self.write(Some(lease), vacate(&spec, self.clock.now())).await.map(drop)
+                }
+                _ => Ok(()),
+            }
+        };
+        match timeout(self.config.retry_period, release).await.map_err(AttemptError::from).and_then(|r| Ok(r?)) {
+            Ok(()) => info!(lease = %self.config.name, "lease released"),
+            Err(error) => warn!(lease = %self.config.name, %error, "cannot release the lease; it runs out by itself"),
+        }
+    }
+
+    /// Replicas that failed together must not try again together.
+    fn retry_pause(&self) -> Duration {
+        self.config.retry_period.mul_f64(rand::random_range(0.75..1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{
+        Json, Router,
+        extract::State,
+        http::StatusCode,
+        response::{IntoResponse, Response},
+        routing::{get, post},
+    };
+
+    use super::*;
+
+    fn spec(holder: Option<&str>, seconds: Option<i32>) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: holder.map(str::to_owned),
+            lease_duration_seconds: seconds,
+            ..LeaseSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_lease_runs_out_by_our_own_clock_alone() {
+        use Decision::{Acquire, Renew, Wait};
+        let changed = Instant::now();
+        let at = |seconds: u64| changed + Duration::from_secs(seconds);
+        let table = [
+            ("absent", None, 0, Acquire),
+            ("vacant", Some(spec(None, Some(1))), 0, Acquire),
+            ("vacant, the other spelling", Some(spec(Some(""), Some(15))), 0, Acquire),
+            ("ours", Some(spec(Some("me"), Some(15))), 0, Renew),
+            ("ours and run out, but nobody took it", Some(spec(Some("me"), Some(15))), 99, Renew),
+            ("another's, just seen", Some(spec(Some("you"), Some(15))), 0, Wait(at(15))),
+            ("another's, one second left", Some(spec(Some("you"), Some(15))), 14, Wait(at(15))),
+            ("another's, unchanged for its whole duration", Some(spec(Some("you"), Some(15))), 15, Acquire),
+            ("another's, no duration given", Some(spec(Some("you"), None)), 29, Wait(at(30))),
+            ("another's, no duration given, run out", Some(spec(Some("you"), None)), 30, Acquire),
+            ("another's, with a senseless duration", Some(spec(Some("you"), Some(-5))), 0, Acquire),
+        ];
+        for (name, spec, now, expected) in table {
+            assert_eq!(evaluate(spec.as_ref(), changed, "me", at(now), Duration::from_secs(30)), expected, "{name}");
+        }
+        // A renewTime far in the past or the future changes nothing.
+        for seconds in [0, 4_000_000_000] {
+            let renew_time = Some(MicroTime(Timestamp::from_second(seconds).unwrap()));
+            let spec = LeaseSpec { renew_time, ..spec(Some("you"), Some(15)) };
+            assert_eq!(evaluate(Some(&spec), changed, "me", at(1), Duration::ZERO), Wait(at(15)));
+        }
+    }
+
+    #[test]
+    fn records_say_who_leads_since_when_and_how_often_that_changed() {
+        let t = |s| Timestamp::from_second(s).unwrap();
+        let lasts = Duration::from_secs(15);
+        let first = claim(None, "a", t(1), lasts);
+        assert_eq!(first.holder_identity.as_deref(), Some("a"));
+        assert_eq!((first.lease_transitions, first.lease_duration_seconds), (Some(0), Some(15)));
+        assert_eq!(
+            (first.acquire_time.clone(), first.renew_time.clone()),
+            (Some(MicroTime(t(1))), Some(MicroTime(t(1))))
+        );
+
+        let renewed = claim(Some(&first), "a", t(6), lasts);
+        assert_eq!((renewed.lease_transitions, renewed.acquire_time.clone()), (Some(0), Some(MicroTime(t(1)))));
+        assert_eq!(renewed.renew_time, Some(MicroTime(t(6))));
+
+        let free = vacate(&renewed, t(7));
+        assert_eq!((free.holder_identity.clone(), free.lease_duration_seconds), (None, Some(1)));
+
+        let second = claim(Some(&free), "b", t(8), lasts);
+        assert_eq!((second.lease_transitions, second.acquire_time), (Some(1), Some(MicroTime(t(8)))));
+        assert_eq!(second.lease_duration_seconds, Some(15));
+    }
+
+    /// A Lease endpoint that checks resourceVersions, as the API server does.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<(Option<Lease>, Fault)>>);
+
+    #[derive(Clone, Copy, Default, PartialEq)]
+    enum Fault {
+        #[default]
+        None,
+        Hang,
+        Refuse,
+    }
+
+    impl Server {
+        fn client(&self) -> Client {
+            let one = get(Self::read).put(Self::replace);
+            let app = Router::new()
+                .route("/apis/coordination.k8s.io/v1/namespaces/ns/leases", post(Self::create))
+                .route("/apis/coordination.k8s.io/v1/namespaces/ns/leases/l", one)
+                .with_state(self.clone());
+            Client::new(app, "ns")
+        }
+
+        fn status(code: StatusCode, reason: &str) -> Response {
+            let body = kube::core::Status::failure(reason, reason).with_code(code.as_u16());
+            (code, Json(body)).into_response()
+        }
+
+        async fn fault(&self) -> Option<Response> {
+            let fault = self.0.lock().unwrap().1;
+            match fault {
+                Fault::None => None,
+                Fault::Hang => std::future::pending().await,
+                Fault::Refuse => Some(Self::status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
+            }
+        }
+
+        async fn read(State(server): State<Self>) -> Response {
+            if let Some(fault) = server.fault().await {
+                return fault;
+            }
+            match &server.0.lock().unwrap().0 {
+                Some(lease) => Json(lease.clone()).into_response(),
+                None => Self::status(StatusCode::NOT_FOUND, "NotFound"),
+            }
+        }
+
+        async fn create(State(server): State<Self>, Json(lease): Json<Lease>) -> Response {
+            if let Some(fault) = server.fault().await {
+                return fault;
+            }
+            server.store(lease, None)
+        }
+
+        async fn replace(State(server): State<Self>, Json(lease): Json<Lease>) -> Response {
+            if let Some(fault) = server.fault().await {
+                return fault;
+            }
+            let version = lease.metadata.resource_version.clone();
+            assert!(version.is_some(), "a write without resourceVersion");
+            server.store(lease, version.as_deref())
+        }
+
+        fn store(&self, mut lease: Lease, version: Option<&str>) -> Response {
+            let mut state = self.0.lock().unwrap();
+            let current = state.0.as_ref().and_then(|l| l.metadata.resource_version.clone());
+            if current.as_deref() != version {
+                return Self::status(StatusCode::CONFLICT, "Conflict");
+            }
+            let next = current.map_or(1, |v| v.parse::<u64>().unwrap() + 1);
+            lease.metadata.resource_version = Some(next.to_string());
+            state.0 = Some(lease.clone());
+            Json(lease).into_response()
+        }
+
+        fn fail(&self, fault: Fault) {
+            self.0.lock().unwrap().1 = fault;
+        }
+
+        fn holder(&self) -> Option<String> {
+            self.0.lock().unwrap().0.as_ref()?.spec.as_ref()?.holder_identity.clone()
+        }
+    }
+
+    struct Replica {
+        leads: watch::Receiver<bool>,
+        shutdown: CancellationToken,
+        task: tokio::task::JoinHandle<Ended>,
+    }
+
+    fn start(server: &Server, identity: &str) -> Replica {
+        let config = LeaseConfig {
+            duration: Duration::from_secs(1),
+            renew_deadline: Duration::from_millis(700),
+            retry_period: Duration::from_millis(150),
+            ..LeaseConfig::new("ns", "l", identity)
+        };
+        let (sender, leads) = watch::channel(false);
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(run(server.client(), config, Clock::system(), sender, shutdown.clone()));
+        Replica { leads, shutdown, task }
+    }
+
+    async fn within(limit: u64, what: impl Future<Output = ()>) {
+        timeout(Duration::from_millis(limit), what).await.expect("not in time");
+    }
+
+    async fn leads(replica: &mut Replica) {
+        replica.leads.wait_for(|leads| *leads).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_of_two_leads_and_a_release_hands_over_at_once() {
+        let server = Server::default();
+        let mut a = start(&server, "a");
+        within(500, leads(&mut a)).await;
+        let mut b = start(&server, "b");
+        // Longer than the lease lasts: renewals hold it.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(*a.leads.borrow() && !*b.leads.borrow());
+
+        a.shutdown.cancel();
+        assert_eq!(a.task.await.unwrap(), Ended::Released);
+        within(400, leads(&mut b)).await;
+        assert_eq!(server.holder().as_deref(), Some("b"));
+    }
+
+    #[tokio::test]
+    async fn a_crashed_leader_is_replaced_when_its_lease_runs_out() {
+        let server = Server::default();
+        let mut a = start(&server, "a");
+        within(500, leads(&mut a)).await;
+        let mut b = start(&server, "b");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        a.task.abort();
+        within(2000, leads(&mut b)).await;
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_cannot_renew_stops_before_anyone_else_may_start() {
+        for fault in [Fault::Hang, Fault::Refuse] {
+            let server = Server::default();
+            let mut a = start(&server, "a");
+            within(500, leads(&mut a)).await;
+            server.fail(fault);
+            let failed = Instant::now();
+            assert_eq!(a.task.await.unwrap(), Ended::Lost);
+            assert!(failed.elapsed() < Duration::from_millis(900), "led for longer than others wait");
+            assert!(!*a.leads.borrow());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_leader_survives_a_short_outage() {
+        let server = Server::default();
+        let mut a = start(&server, "a");
+        within(500, leads(&mut a)).await;
+        server.fail(Fault::Refuse);
+        tokio::time::sleep(Duration::from_millis(450)).await;
+        server.fail(Fault::None);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(*a.leads.borrow() && !a.task.is_finished());
+    }
+
+    #[tokio::test]
+    async fn a_leader_whose_lease_is_gone_or_taken_stops() {
+        for taken in [true, false] {
+            let server = Server::default();
+            let mut a = start(&server, "a");
+            within(500, leads(&mut a)).await;
+            {
+                let mut state = server.0.lock().unwrap();
+                if taken {
+                    let spec = state.0.as_mut().unwrap().spec.as_mut().unwrap();
+                    spec.holder_identity = Some("b".to_owned());
+                } else {
+                    state.0 = None;
+                }
+            }
+            assert_eq!(a.task.await.unwrap(), Ended::Lost);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What Prometheus sees. Labels come from enums only: no name of an object, user or key is ever a label.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use kube::runtime::reflector::Store;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::{Registry, Unit},
+};
+
+use super::clock::Clock;
+use crate::{
+    api::{ApiKey, KeyState, KeyType},
+    domain::validate::Rule,
+};
+
+/// How a reconciliation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// It did what there was to do.
+    Success,
+    /// A request failed; it will be tried again.
+    Error,
+}
+
+/// What admission answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Verdict {
+    /// Yes.
+    Allowed,
+    /// No.
+    Denied,
+}
+
+/// The kinds that admission sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Kind {
+    /// ApiKey.
+    ApiKey,
+    /// AccessPolicy.
+    AccessPolicy,
+    /// SecuritySettings.
+    SecuritySettings,
+    /// Anything else, which only a wrong webhook configuration sends.
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    kind: Kind,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabels {
+    rule: RuleLabel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct RuleLabel(Rule);
+
+impl EncodeLabelValue for RuleLabel {
+    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.reason().encode(encoder)
+    }
+}
+
+/// The counters of the process. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    reconciled: Family<OutcomeLabels, Counter>,
+    reconcile_duration: Histogram,
+    admitted: Family<AdmissionLabels, Counter>,
+    broken_rules: Family<RuleLabels, Counter>,
+    admission_duration: Histogram,
+    events: Family<OutcomeLabels, Counter>,
+    leader: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything. `keys` is what the gauges about keys are computed from at each scrape; `certificates`
+    /// gives the ends of the serving certificate and of its CA, in seconds since 1970.
+    #[must_use]
+    pub fn new(
+        keys: Store<ApiKey>,
+        clock: Clock,
+        backoff: impl Fn() -> usize + Send + Sync + 'static,
+        certificates: impl Fn() -> (Option<f64>, Option<f64>) + Send + Sync + 'static,
+    ) -> Self {
+        let latency =
+            || Histogram::new([0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0]);
+        let mut metrics = Self {
+            registry: Arc::default(),
+            reconciled: Family::default(),
+            reconcile_duration: latency(),
+            admitted: Family::default(),
+            broken_rules: Family::default(),
+            admission_duration: latency(),
+            events: Family::default(),
+            leader: Gauge::default(),
+        };
+        let mut registry = Registry::with_prefix("keywright");
+        registry.register("reconcile", "Reconciliations of ApiKeys", metrics.reconciled.clone());
+        registry.register_with_unit(
+            "reconcile_duration",
+            "Time of one reconciliation of an ApiKey",
+            Unit::Seconds,
+            metrics.reconcile_duration.clone(),
+        );
+        registry.register("admission", "Admission requests answered", metrics.admitted.clone());
+        registry.register("admission_broken_rules", "Rules that refused objects broke", metrics.broken_rules.clone());
+        registry.register_with_unit(
+            "admission_duration",
+            "Time of one admission request inside the process",
+            Unit::Seconds,
+            metrics.admission_duration.clone(),
+        );
+        registry.register(
+            "events",
+            "Events written, or lost since the API server was too slow",
+            metrics.events.clone(),
+        );
+        registry.register("leader", "Whether this replica writes", metrics.leader.clone());
+        registry.register_collector(Box::new(Scrape {
+            keys,
+            clock,
+            backoff: Box::new(backoff),
+            certificates: Box::new(certificates),
+        }));
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    /// Counts a reconciliation.
+    pub fn reconciled(&self, outcome: Outcome, took: Duration) {
+        self.reconciled.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.reconcile_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts an answer of the webhook.
+    pub fn admitted(&self, kind: Kind, verdict: Verdict, took: Duration) {
+        self.admitted.get_or_create(&AdmissionLabels { kind, verdict }).inc();
+        self.admission_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts a rule that a refused object broke.
+    pub fn broke(&self, rule: Rule) {
+        self.broken_rules.get_or_create(&RuleLabels { rule: RuleLabel(rule) }).inc();
+    }
+
+    /// Counts an Event that was written, or that was lost.
+    pub fn event(&self, written: bool) {
+        let outcome = if written { Outcome::Success } else { Outcome::Error };
+        self.events.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Says whether this replica writes.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// Everything, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// None in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+type Ends = (Option<f64>, Option<f64>);
+
+/// Gauges that are computed when somebody looks, so that nothing has to keep them up to date.
+struct Scrape {
+    keys: Store<ApiKey>,
+    clock: Clock,
+    backoff: Box<dyn Fn() -> usize + Send + Sync>,
+    certificates: Box<dyn Fn() -> Ends + Send + Sync>,
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+const TYPES: [(KeyType, &str); 3] =
+    [(KeyType::Personal, "Personal"), (KeyType::SendYourData, "SendYourData"), (KeyType::Team, "Team")];
+const STATES: [(KeyState, &str); 6] = [
+    (KeyState::Active, "Active"),
+    (KeyState::Inactive, "Inactive"),
+    (KeyState::Expired, "Expired"),
+    (KeyState::Pending, "Pending"),
+    (KeyState::Rejected, "Rejected"),
+    (KeyState::Lost, "Lost"),
+];
+const WINDOWS: [(i64, &str); 3] = [(24 * 3600, "24h"), (7 * 24 * 3600, "7d"), (30 * 24 * 3600, "30d")];
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let now = self.clock.now().as_second();
+        let mut by_state = [[0_i64; STATES.len()]; TYPES.len()];
+        let mut expiring = [0_i64; WINDOWS.len()];
+        let (mut overdue, mut next_expiry, mut next_rotation) = (0_i64, None::<i64>, None::<i64>);
+        let sooner = |known: Option<i64>, at: i64| Some(known.map_or(at, |known| known.min(at)));
+        for key in self.keys.state() {
+            let status = key.status.as_ref();
+            let state = status.and_then(|s| s.state).unwrap_or(KeyState::Pending);
+            let row = TYPES.iter().position(|(t, _)| *t == key.spec.key_type);
+            let column = STATES.iter().position(|(s, _)| *s == state);
+            if let (Some(row), Some(column)) = (row, column) {
+                by_state[row][column] += 1;
+            }
+            let expiry = status.and_then(|s| s.tokens.first()).and_then(|t| t.expires_at.as_ref());
+            if let Some(at) = expiry.map(|t| t.0.as_second()).filter(|at| *at > now) {
+                next_expiry = sooner(next_expiry, at);
+                WINDOWS.iter().zip(&mut expiring).for_each(|((window, _), n)| *n += i64::from(at - now <= *window));
+            }
+            if let Some(at) = status.and_then(|s| s.next_rotation_at.as_ref()).map(|t| t.0.as_second()) {
+                next_rotation = sooner(next_rotation, at);
+                // A minute is what a busy controller may need.
+                overdue += i64::from(at + 60 < now);
+            }
+        }
+
+        let mut gauge = |name: &str, help: &str, values: &[(&[(&str, &str)], f64)]| {
+            let mut metric =
+                encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            for (labels, value) in values {
+                ConstGauge::new(*value).encode(metric.encode_family(labels)?)?;
+            }
+            Ok::<(), fmt::Error>(())
+        };
+        let cells: Vec<_> = TYPES
+            .iter()
+            .zip(by_state)
+            .flat_map(|((_, key_type), row)| {
+                STATES.iter().zip(row).map(move |((_, state), n)| ([("type", *key_type), ("state", *state)], n as f64))
+            })
+            .collect();
+        let cells: Vec<(&[(&str, &str)], f64)> = cells.iter().map(|(labels, n)| (&labels[..], *n)).collect();
+        gauge("api_keys", "ApiKeys by type and state", &cells)?;
+        let windows: Vec<_> = WINDOWS.iter().zip(expiring).map(|((_, w), n)| ([("within", *w)], n as f64)).collect();
+        let windows: Vec<(&[(&str, &str)], f64)> = windows.iter().map(|(labels, n)| (&labels[..], *n)).collect();
+        gauge("api_keys_expiring", "ApiKeys that expire within a window", &windows)?;
+        gauge("rotations_overdue", "ApiKeys whose rotation is more than a minute late", &[(&[], overdue as f64)])?;
+        gauge("objects_in_backoff", "Objects that failed and wait for another try", &[(&[], (self.backoff)() as f64)])?;
+        let (leaf, ca) = (self.certificates)();
+        let times = [
+            ("next_expiry_timestamp_seconds", "When the next ApiKey expires", next_expiry.map(|t| t as f64)),
+            ("next_rotation_timestamp_seconds", "When the next rotation is due", next_rotation.map(|t| t as f64)),
+            ("webhook_certificate_expiry_timestamp_seconds", "When the webhook's certificate expires", leaf),
+            ("webhook_ca_expiry_timestamp_seconds", "When the CA of the webhook's certificate expires", ca),
+        ];
+        for (name, help, at) in times {
+            if let Some(at) = at {
+                gauge(name, help, &[(&[], at)])?;
+            }
+        }
+        Ok(())
+    }
+}

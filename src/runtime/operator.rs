@@ -1,0 +1,445 @@
+//! Wires the operator together. Read it from top to bottom: that is the order in which things start.
+
+use std::{convert::Infallible, fmt, future::ready, process::ExitCode, sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt, stream};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::{
+    Api, Client, Config, ResourceExt,
+    runtime::{
+        WatchStreamExt, applier,
+        controller::{self, ReconcileRequest},
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::{self, Event},
+    },
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    args::OperatorArgs,
+    clock::Clock,
+    health,
+    lease::{self, Ended, LeaseConfig},
+    metrics::Metrics,
+};
+use crate::{
+    admission,
+    api::{ApiKey, PermissionCatalog},
+    certs,
+    controller::{
+        api_key::{self, Checks},
+        backoff::Backoff,
+        events::Events,
+        permission_catalog,
+    },
+    index::{Index, feed},
+};
+
+/// How long the webhook keeps answering after SIGTERM: until no API server sends anything here any more.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the operator could not start or go on.
+#[derive(Debug)]
+pub struct Fatal(String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+type Queue = mpsc::UnboundedSender<ObjectRef<ApiKey>>;
+
+/// Runs until SIGTERM or SIGINT, or until leadership is lost.
+///
+/// # Errors
+/// If it can't start: no API server, no address to listen on.
+#[expect(clippy::too_many_lines, reason = "one list of what starts, in its order")]
+pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
+    let clock = Clock::system();
+    let mut config = Config::infer()
+        .await
+        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))?;
+    // Every request has its own bound; a read timeout on top would cut quiet watches.
+    config.read_timeout = None;
+    let client = Client::try_from(config).map_err(|error| Fatal(format!("no Kubernetes client: {error}")))?;
+    let shipped = match &args.catalog_dir {
+        Some(directory) => {
+            permission_catalog::shipped(directory).map_err(|why| Fatal(format!("--catalog-dir: {why}")))?
+        }
+        None => vec![],
+    };
+    let shutdown = CancellationToken::new();
+    let (leads, leader) = watch::channel(false);
+
+    // What every replica knows.
+    let index = Arc::new(Index::default());
+    let writer = Writer::<ApiKey>::default();
+    let keys = writer.as_reader();
+    let backoff = Arc::new(Backoff::default());
+    let certificates = Certificates::of(&args, &client, &clock);
+    let resolver = certificates.resolver();
+
+    let metrics = {
+        let (backoff, resolver) = (Arc::clone(&backoff), Arc::clone(&resolver));
+        Metrics::new(
+            keys.clone(),
+            clock.clone(),
+            move || backoff.len(),
+            move || {
+                let status = resolver.status();
+                let seconds = |t: k8s_openapi::jiff::Timestamp| t.as_second() as f64;
+                (status.leaf_not_after.map(seconds), status.ca_not_after.map(seconds))
+            },
+        )
+    };
+    let events = Events::start(client.clone(), args.pod_name.clone(), metrics.clone());
+    let context = Arc::new(api_key::Context {
+        client: client.clone(),
+        index: Arc::clone(&index),
+        clock: clock.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        backoff,
+        checks: Checks::every(args.secret_check_interval),
+    });
+
+    // Watches feed the index on every replica, and the queue on the one that leads.
+    let (queue, queued) = mpsc::unbounded_channel();
+    let catalogs_changed = Arc::new(Notify::new());
+    let feeds = [
+        tokio::spawn(feed_keys(client.clone(), Arc::clone(&context), writer, queue.clone(), leader.clone())),
+        tokio::spawn(feed_catalogs(
+            client.clone(),
+            Arc::clone(&index),
+            keys.clone(),
+            queue.clone(),
+            leader.clone(),
+            Arc::clone(&catalogs_changed),
+        )),
+    ];
+
+    // The webhook, on every replica.
+    let serving = tokio::spawn(certificates.run(leader.clone(), shutdown.clone()));
+    let tls = resolver.server_config().map_err(|error| Fatal(format!("no TLS: {error}")))?;
+    let webhook = axum_server::Handle::new();
+    let router = admission::router(admission::Context {
+        index: Arc::clone(&index),
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+    });
+    let listener = std::net::TcpListener::bind(args.webhook_address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| Fatal(format!("--webhook-address {}: {error}", args.webhook_address)))?;
+    let webhook_server = tokio::spawn({
+        let tls = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(tls));
+        let handle = webhook.clone();
+        async move {
+            let server = axum_server::from_tcp_rustls(listener, tls).map(|server| server.handle(handle));
+            match server {
+                Ok(server) => server.serve(router.into_make_service()).await,
+                Err(error) => Err(error),
+            }
+        }
+    });
+
+    // Health and metrics.
+    let readiness = Readiness::start(&args, client.clone(), Arc::clone(&index), shutdown.clone());
+    let health = TcpListener::bind(args.health_address)
+        .await
+        .map_err(|error| Fatal(format!("--health-address {}: {error}", args.health_address)))?;
+    let health_router = health::router(readiness.probe(), metrics.clone());
+    let health_server = tokio::spawn(axum::serve(health, health_router).into_future());
+
+    // The one that leads writes.
+    let mut lease_config = LeaseConfig::new(&args.pod_namespace, &args.lease_name, &args.pod_name);
+    lease_config.identity = format!("{}_{}", args.pod_name, std::process::id());
+    let released = CancellationToken::new();
+    let mut election = tokio::spawn(lease::run(client.clone(), lease_config, clock.clone(), leads, released.clone()));
+    let mut controller = tokio::spawn(control(
+        Arc::clone(&context),
+        keys,
+        (queue, queued),
+        leader.clone(),
+        args.concurrency,
+        shutdown.clone(),
+    ));
+    let reporter = tokio::spawn(keep_catalogs(context, shipped, leader, catalogs_changed, clock, events));
+    tracing::info!(webhook = %args.webhook_address, health = %args.health_address, "started");
+
+    let ended = tokio::select! {
+        () = stop_signal() => None,
+        ended = &mut election => Some(ended.unwrap_or(Ended::Lost)),
+    };
+    if ended == Some(Ended::Lost) {
+        // Another replica may write already. Whatever is under way is safe (creates and resourceVersions see to it),
+        // but nothing new may start: end, and let the kubelet start us afresh.
+        tracing::error!("leadership lost; exiting");
+        return Ok(ExitCode::FAILURE);
+    }
+
+    tracing::info!("stopping");
+    shutdown.cancel();
+    // What is being written is finished before somebody else may start to write.
+    let _ = tokio::time::timeout(Duration::from_secs(10), &mut controller).await;
+    released.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(3), &mut election).await;
+    tokio::time::sleep(DRAIN).await;
+    webhook.graceful_shutdown(Some(DRAIN));
+    let _ = tokio::time::timeout(DRAIN, webhook_server).await;
+    for task in feeds.into_iter().chain([serving, reporter, controller]) {
+        task.abort();
+    }
+    health_server.abort();
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn stop_signal() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("signals can't be received; stop the process by SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// ApiKeys into the store, the index and, on the leader, the queue.
+async fn feed_keys(
+    client: Client,
+    context: Arc<api_key::Context>,
+    mut writer: Writer<ApiKey>,
+    queue: Queue,
+    leader: watch::Receiver<bool>,
+) {
+    let mut events = std::pin::pin!(feed::watch::<ApiKey>(client));
+    while let Some(event) = events.next().await {
+        context.index.apply_key(&event);
+        writer.apply_watcher_event(&event);
+        if let Event::Delete(key) = &event {
+            api_key::forget(key, &context);
+        }
+        if !*leader.borrow() {
+            continue;
+        }
+        // A closed queue means that the process is stopping.
+        let _ = match &event {
+            Event::Apply(key) => queue.send(ObjectRef::from_obj(key)),
+            Event::Delete(key) => {
+                let namespace = key.namespace().unwrap_or_default();
+                let others = context.index.others_like(&namespace, key);
+                others.iter().try_for_each(|name| queue.send(ObjectRef::new(name).within(&namespace)))
+            }
+            Event::InitDone => send_all(&writer.as_reader(), &queue),
+            Event::Init | Event::InitApply(_) => Ok(()),
+        };
+    }
+}
+
+/// PermissionCatalogs into the index; when the merged catalogue changes, every key is looked at again, which costs no
+/// request unless something changes for it.
+async fn feed_catalogs(
+    client: Client,
+    index: Arc<Index>,
+    keys: Store<ApiKey>,
+    queue: Queue,
+    leader: watch::Receiver<bool>,
+    changed: Arc<Notify>,
+) {
+    let mut events = std::pin::pin!(feed::watch::<PermissionCatalog>(client));
+    while let Some(event) = events.next().await {
+        if index.apply_catalog(&event) {
+            changed.notify_one();
+            if *leader.borrow() {
+                let _ = send_all(&keys, &queue);
+            }
+        }
+    }
+}
+
+fn send_all(keys: &Store<ApiKey>, queue: &Queue) -> Result<(), mpsc::error::SendError<ObjectRef<ApiKey>>> {
+    keys.state().iter().try_for_each(|key| queue.send(ObjectRef::from_obj(&**key)))
+}
+
+/// Reconciles from the moment of leadership until shutdown; ends when what was under way is done.
+async fn control(
+    context: Arc<api_key::Context>,
+    keys: Store<ApiKey>,
+    (queue, queued): (Queue, mpsc::UnboundedReceiver<ObjectRef<ApiKey>>),
+    mut leader: watch::Receiver<bool>,
+    concurrency: u16,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+    () = shutdown.cancelled() => return,
+    led = leader.wait_for(|leads| *leads) => if led.is_err() { return },
+    }
+    context.metrics.set_leader(true);
+    // Names can't be judged before the catalogues are known.
+    while !context.index.is_synced() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+    let _ = send_all(&keys, &queue);
+    let requests = stream::unfold(queued, |mut queued| async move {
+        queued.recv().await.map(|key| (Ok::<_, Infallible>(ReconcileRequest::from(key)), queued))
+    })
+    .take_until(shutdown.cancelled_owned());
+    applier(
+        |key, context| api_key::reconcile(key, context).boxed(),
+        |key, error, context| api_key::retry(&key, error, &context),
+        context,
+        keys,
+        requests.boxed(),
+        controller::Config::default().concurrency(concurrency),
+    )
+    .for_each(|result| {
+        if let Err(error @ controller::Error::RunnerError(_)) = &result {
+            tracing::error!(%error, "the controller stopped working");
+        }
+        // Failures were logged where they happened; that an object is gone is no failure.
+        ready(())
+    })
+    .await;
+}
+
+/// Applies the catalogues that are shipped, then writes the status of all whenever the merge may have changed.
+async fn keep_catalogs(
+    context: Arc<api_key::Context>,
+    shipped: Vec<PermissionCatalog>,
+    mut leader: watch::Receiver<bool>,
+    changed: Arc<Notify>,
+    clock: Clock,
+    events: Events,
+) {
+    if leader.wait_for(|leads| *leads).await.is_err() {
+        return;
+    }
+    for catalog in shipped {
+        while let Err(error) = permission_catalog::install(&context.client, &catalog).await {
+            tracing::warn!(catalog = catalog.name_any(), %error, "a shipped catalogue could not be applied; trying again");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+    loop {
+        let mut failed = false;
+        for (catalog, report) in context.index.catalogs() {
+            if let Err(error) = permission_catalog::report(&context.client, &catalog, &report, &clock, &events).await {
+                tracing::warn!(catalog = catalog.name_any(), %error, "the catalogue's status could not be written");
+                failed = true;
+            }
+        }
+        if failed {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        } else {
+            changed.notified().await;
+        }
+    }
+}
+
+/// The two sources of the webhook's certificate.
+enum Certificates {
+    SelfManaged(certs::SelfManaged),
+    Files(certs::Files),
+}
+
+impl Certificates {
+    fn of(args: &OperatorArgs, client: &Client, clock: &Clock) -> Self {
+        let now: certs::Now = {
+            let clock = clock.clone();
+            Arc::new(move || clock.now())
+        };
+        if let Some(directory) = &args.webhook_cert_dir {
+            return Self::Files(certs::Files::new(directory, now));
+        }
+        let targets = vec![certs::Target::validating(&args.webhook_configuration)];
+        let mut config =
+            certs::Config::new(&args.pod_namespace, &args.webhook_ca_secret, &args.webhook_service, targets);
+        config.ca_life = args.webhook_ca_validity;
+        config.leaf_life = args.webhook_cert_validity;
+        config.settle = args.webhook_ca_settle;
+        Self::SelfManaged(certs::SelfManaged::new(client.clone(), config, now))
+    }
+
+    fn resolver(&self) -> Arc<certs::Resolver> {
+        match self {
+            Self::SelfManaged(source) => source.resolver(),
+            Self::Files(source) => source.resolver(),
+        }
+    }
+
+    async fn run(self, leader: watch::Receiver<bool>, shutdown: CancellationToken) {
+        match self {
+            Self::SelfManaged(source) => source.run(leader, shutdown).await,
+            Self::Files(source) => source.run(shutdown).await,
+        }
+    }
+}
+
+/// Knows whether an admission request that arrived now would be answered.
+struct Readiness {
+    index: Arc<Index>,
+    bundle: watch::Receiver<Option<Vec<u8>>>,
+    address: std::net::SocketAddr,
+    server_name: String,
+    shutdown: CancellationToken,
+    _watching: JoinHandle<()>,
+}
+
+impl Readiness {
+    /// Follows the webhook configuration, to know whom the API server trusts.
+    fn start(args: &OperatorArgs, client: Client, index: Arc<Index>, shutdown: CancellationToken) -> Arc<Self> {
+        let (published, bundle) = watch::channel(None);
+        let name = args.webhook_configuration.clone();
+        let watching = tokio::spawn(async move {
+            let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
+            let stream = watcher::watch_object(api, &name).default_backoff();
+            let mut stream = std::pin::pin!(stream);
+            while let Some(seen) = stream.next().await {
+                let Ok(configuration) = seen else { continue };
+                let webhooks = configuration.and_then(|c| c.webhooks).unwrap_or_default();
+                let bundle = webhooks.into_iter().find_map(|w| w.client_config.ca_bundle).map(|b| b.0);
+                published.send_replace(bundle);
+            }
+        });
+        Arc::new(Self {
+            index,
+            bundle,
+            address: args.webhook_address,
+            server_name: format!("{}.{}.svc", args.webhook_service, args.pod_namespace),
+            shutdown,
+            _watching: watching,
+        })
+    }
+
+    fn probe(self: &Arc<Self>) -> health::Readiness {
+        let this = Arc::clone(self);
+        Arc::new(move || {
+            let this = Arc::clone(&this);
+            async move { this.check().await }.boxed()
+        })
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        if self.shutdown.is_cancelled() {
+            return Err("stopping".to_owned());
+        }
+        if !self.index.is_synced() {
+            return Err("waiting for the first list of ApiKeys and PermissionCatalogs".to_owned());
+        }
+        let Some(bundle) = self.bundle.borrow().clone() else {
+            return Err("waiting for a caBundle in the webhook configuration".to_owned());
+        };
+        admission::self_check::ask(self.address, &self.server_name, &bundle).await
+    }
+}

@@ -1,0 +1,248 @@
+//! The chart as users install it, and the operator's real binary as the chart's Deployment would run it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::{client::legacy, rt::TokioExecutor};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, PodSpec, Service};
+use kube::api::{Api, Patch, PatchParams};
+
+use super::control_plane::{output, tail};
+use super::guardian::Guardian;
+use super::{ControlPlane, PATIENCE, free_port, repository, retry, serial};
+
+/// The namespace that the chart is installed into.
+pub const NAMESPACE: &str = "keywright-system";
+
+/// The chart, installed.
+pub struct Release {
+    webhook_port: u16,
+}
+
+impl Release {
+    /// Installs the chart with the real helm; each of `values` is a `--set`.
+    pub async fn install(plane: &ControlPlane, values: &[&str]) -> Result<Self> {
+        let release = Self { webhook_port: free_port()? };
+        let port = format!("webhook.port={}", release.webhook_port);
+        helm(plane, &[&[port.as_str()], values].concat())?;
+        output(plane.kubectl().args(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]))?;
+        release.route_webhook(plane, 1).await?;
+        plane.restart_controller_manager().await?;
+        Ok(release)
+    }
+
+    /// Upgrades the chart with further values.
+    pub fn upgrade(plane: &ControlPlane, values: &[&str]) -> Result<()> {
+        helm(plane, values)
+    }
+
+    /// Lets the apiserver call the webhook of the operator with this replica number.
+    ///
+    /// There is no kube-proxy, so a Service's cluster address leads nowhere. For a Service of type ExternalName the
+    /// apiserver dials that name instead, and still checks the certificate for `keywright-webhook.{namespace}.svc`.
+    pub async fn route_webhook(&self, plane: &ControlPlane, replica: u8) -> Result<()> {
+        let services: Api<Service> = Api::namespaced(plane.client().await?, NAMESPACE);
+        let external = serde_json::json!({"spec": {
+            "type": "ExternalName", "externalName": address(replica), "clusterIP": null, "clusterIPs": null,
+        }});
+        services.patch("keywright-webhook", &PatchParams::default(), &Patch::Merge(external)).await?;
+        Ok(())
+    }
+}
+
+/// What is different from how the Deployment would run the operator.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Replica N listens on 127.0.0.N, so that all replicas have the one webhook port that the Service names.
+    pub replica: u8,
+    /// The address of a [`super::Proxy`], if the operator is not to talk to the apiserver directly.
+    pub server: Option<String>,
+    /// Arguments after those of the Deployment.
+    pub args: Vec<String>,
+    /// Environment variables besides those of the Deployment.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { replica: 1, server: None, args: Vec::new(), env: Vec::new() }
+    }
+}
+
+/// A running operator. Dropping it kills it.
+pub struct Operator {
+    child: Mutex<Child>,
+    id: u32,
+    health: String,
+    log: PathBuf,
+}
+
+impl Operator {
+    /// Runs the operator's binary with exactly the arguments and the environment of the Deployment `keywright`, as its
+    /// service account: an argument that the binary does not know, or a right that the chart forgot, fails the test.
+    /// Only the addresses to listen on are other ones, and what `options` adds.
+    pub async fn start(plane: &ControlPlane, release: &Release, options: Options) -> Result<Self> {
+        let deployments: Api<Deployment> = Api::namespaced(plane.client().await?, NAMESPACE);
+        let deployment = deployments.get("keywright").await.context("the Deployment")?;
+        let pod = deployment.spec.and_then(|spec| spec.template.spec).context("a Deployment without a pod")?;
+        let container = pod.containers.iter().find(|container| container.name == "operator");
+        let container = container.context("no container named operator in the Deployment")?;
+        let account = pod.service_account_name.as_deref().unwrap_or("default");
+
+        let address = address(options.replica);
+        let health = format!("{address}:{}", free_port()?);
+        let webhook = format!("{address}:{}", release.webhook_port);
+        let mut args = container.args.clone().unwrap_or_default();
+        listen(&mut args, "--health-address=", &health)?;
+        listen(&mut args, "--webhook-address=", &webhook)?;
+
+        mount(plane, &pod, container, &mut args).await?;
+
+        let log = plane.folder().join(format!("operator-{}.log", serial()));
+        let output = File::create(&log)?;
+        let mut command = Guardian::command(&binary()?);
+        command.args(args).args(&options.args).current_dir("/").stdout(output.try_clone()?).stderr(output);
+        command.env_clear();
+        for variable in container.env.iter().flatten() {
+            command.env(&variable.name, value(variable, options.replica)?);
+        }
+        let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, account, options.server.as_deref()).await?;
+        command.env("KUBECONFIG", kubeconfig).envs(options.env);
+        let child = plane.guardian.spawn(&mut command)?;
+        Ok(Self { id: child.id(), child: Mutex::new(child), health: format!("http://{health}"), log })
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let ready = retry("the operator is ready", PATIENCE, async || {
+            if let Some(status) = self.child.lock().unwrap().try_wait()? {
+                return Ok(Err(status));
+            }
+            self.get("/readyz").await?;
+            Ok(Ok(()))
+        });
+        match ready.await.with_context(|| tail(&self.log))? {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("the operator ended with {status}; {}", tail(&self.log)),
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> Result<String> {
+        self.get("/metrics").await
+    }
+
+    /// The answer of the health address to `path`; an error unless it is 200.
+    pub async fn get(&self, path: &str) -> Result<String> {
+        let client = legacy::Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let response = client.get(format!("{}{path}", self.health).parse()?).await?;
+        let status = response.status();
+        let text = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
+        ensure!(status.is_success(), "{path}: {status}: {text}");
+        Ok(text)
+    }
+
+    /// Everything that it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The memory that it occupies now, in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the operator is gone")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// Asks it to stop, as Kubernetes does before it removes a pod, and waits until it has.
+    pub async fn terminate(&self) -> Result<ExitStatus> {
+        output(Command::new("/bin/sh").args(["-c", "kill -s TERM $1", "kill", &self.id.to_string()]))?;
+        retry("the operator stops", Duration::from_secs(30), async || {
+            self.child.lock().unwrap().try_wait()?.context("it still runs")
+        })
+        .await
+    }
+
+    /// Kills it, as a node that loses its power does.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn helm(plane: &ControlPlane, values: &[&str]) -> Result<()> {
+    let mut helm = plane.helm();
+    helm.args(["upgrade", "--install", "keywright"]).arg(repository().join("charts/keywright"));
+    helm.args(["--namespace", NAMESPACE, "--create-namespace", "--reset-then-reuse-values"]);
+    output(helm.args(values.iter().flat_map(|value| ["--set", value])))?;
+    Ok(())
+}
+
+fn address(replica: u8) -> String {
+    format!("127.0.0.{replica}")
+}
+
+/// Gives the argument that begins with `flag` another value.
+fn listen(args: &mut [String], flag: &str, value: &str) -> Result<()> {
+    let arg = args.iter_mut().find(|arg| arg.starts_with(flag));
+    *arg.with_context(|| format!("the Deployment has no argument {flag}"))? = format!("{flag}{value}");
+    Ok(())
+}
+
+/// Writes the ConfigMaps that the kubelet would mount into folders, and puts these folders into the arguments.
+async fn mount(plane: &ControlPlane, pod: &PodSpec, container: &Container, args: &mut [String]) -> Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(plane.client().await?, NAMESPACE);
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mount.name).context("no such volume")?;
+        let Some(source) = &volume.config_map else { continue };
+        let folder = plane.folder().join(format!("{}-{}", mount.name, serial()));
+        std::fs::create_dir(&folder)?;
+        for (file, text) in maps.get(&source.name).await?.data.unwrap_or_default() {
+            std::fs::write(folder.join(file), text)?;
+        }
+        for arg in args.iter_mut() {
+            *arg = arg.replace(&mount.mount_path, &folder.to_string_lossy());
+        }
+    }
+    Ok(())
+}
+
+/// What the kubelet would set the variable to.
+fn value(variable: &EnvVar, replica: u8) -> Result<String> {
+    let Some(source) = &variable.value_from else { return Ok(variable.value.clone().unwrap_or_default()) };
+    match source.field_ref.as_ref().map(|field| field.field_path.as_str()) {
+        Some("metadata.name") => Ok(format!("keywright-{replica}")),
+        Some("metadata.namespace") => Ok(NAMESPACE.to_owned()),
+        _ => bail!("the harness does not know where {} comes from", variable.name),
+    }
+}
+
+/// The operator's binary: Cargo tells tests where it is, and puts it beside the folder of the examples.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = option_env!("CARGO_BIN_EXE_keywright") {
+        return Ok(Path::new(path).to_owned());
+    }
+    let examples = std::env::current_exe()?;
+    let path = examples.ancestors().nth(2).context("no folder above this binary")?.join("keywright");
+    ensure!(path.exists(), "{} is missing: run `cargo build` first", path.display());
+    Ok(path)
+}

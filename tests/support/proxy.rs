@@ -1,0 +1,342 @@
+//! A reverse proxy between one operator and the apiserver: it records every request, and lets things go wrong where a
+//! network or an apiserver would. The operator reaches it by plain HTTP; it adds TLS and passes the rest on, the
+//! operator's token and its watches included.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::stream;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER};
+use hyper::http::request::Parts;
+use hyper::server::conn::http1;
+use hyper::{Method, Request, Response, StatusCode, Uri, service::service_fn};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::ControlPlane;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A request that came by. It holds no body and no header, so that no secret can get into a test's output.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub method: Method,
+    pub path: String,
+    pub query: String,
+    /// The bytes of the request's body.
+    pub size: usize,
+    /// What the operator was answered; `None` while it waits, or if it never got an answer.
+    pub status: Option<StatusCode>,
+}
+
+impl Record {
+    /// By its method, the request changes something.
+    pub fn is_mutating(&self) -> bool {
+        matches!(self.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
+    }
+
+    /// The request changes an object that a test cares for: not a Lease, not an Event, and not a question in the form
+    /// of an object (SubjectAccessReview).
+    pub fn is_write(&self) -> bool {
+        let aside = ["/leases", "/events", "reviews"];
+        self.is_mutating() && !aside.iter().any(|part| self.path.contains(part))
+    }
+
+    /// The request is a watch, whose answer never ends by itself.
+    pub fn is_watch(&self) -> bool {
+        self.query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1"))
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone)]
+pub enum Fault {
+    /// The request is answered with this status; the apiserver never sees it.
+    Refuse(u16),
+    /// The request is passed on this much later.
+    Delay(Duration),
+    /// The apiserver has done what was asked, but the connection breaks instead of an answer.
+    LoseAnswer,
+    /// As `LoseAnswer`, and this runs between the two: it kills the operator, for instance.
+    AfterCommit(Arc<dyn Fn() + Send + Sync>),
+}
+
+impl Fault {
+    /// [`Fault::AfterCommit`] with `then`.
+    pub fn after_commit(then: impl Fn() + Send + Sync + 'static) -> Self {
+        Self::AfterCommit(Arc::new(then))
+    }
+
+    fn needs_answer(&self) -> bool {
+        matches!(self, Self::LoseAnswer | Self::AfterCommit(_))
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refuse(status) => write!(f, "Refuse({status})"),
+            Self::Delay(time) => write!(f, "Delay({time:?})"),
+            Self::LoseAnswer => write!(f, "LoseAnswer"),
+            Self::AfterCommit(_) => write!(f, "AfterCommit"),
+        }
+    }
+}
+
+/// A fault that is planned for some requests.
+struct Plan {
+    matches: Box<dyn Fn(&Record) -> bool + Send + Sync>,
+    /// How many of them pass before it strikes, and how often it strikes then.
+    spared: usize,
+    strikes: usize,
+    fault: Fault,
+    struck: Arc<AtomicUsize>,
+}
+
+/// Tells how often a planned fault has struck.
+#[derive(Clone, Debug)]
+pub struct Planned(Arc<AtomicUsize>);
+
+impl Planned {
+    /// How often it has struck until now.
+    pub fn struck(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A running proxy, on a thread and runtime of its own: a test that blocks its runtime does not stop the operator.
+pub struct Proxy {
+    url: String,
+    state: Arc<State>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of `plane`.
+    pub fn start(plane: &ControlPlane) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let state = Arc::new(State::new(plane)?);
+        let stop = CancellationToken::new();
+        let serve = serve(listener, state.clone(), stop.clone());
+        let thread = Some(std::thread::spawn(move || runtime.block_on(serve).expect("the proxy serves")));
+        Ok(Self { url, state, stop, thread })
+    }
+
+    /// Where the operator finds it, `http://127.0.0.1:...`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Lets `fault` strike once: at the `k`-th request from now on (counted from 1) for which `matches` is true. For
+    /// faults after the commit, only requests that the apiserver granted are counted.
+    pub fn inject(&self, k: usize, matches: impl Fn(&Record) -> bool + Send + Sync + 'static, fault: Fault) -> Planned {
+        self.inject_times(k, 1, matches, fault)
+    }
+
+    /// Lets `fault` strike `strikes` times in a row, from the `k`-th request on for which `matches` is true.
+    pub fn inject_times(
+        &self,
+        k: usize,
+        strikes: usize,
+        matches: impl Fn(&Record) -> bool + Send + Sync + 'static,
+        fault: Fault,
+    ) -> Planned {
+        assert!(k > 0, "requests are counted from 1");
+        let struck = Arc::new(AtomicUsize::new(0));
+        let plan = Plan { matches: Box::new(matches), spared: k - 1, strikes, fault, struck: struck.clone() };
+        self.state.plans.lock().unwrap().push(plan);
+        Planned(struck)
+    }
+
+    /// Forgets all planned faults.
+    pub fn heal(&self) {
+        self.state.plans.lock().unwrap().clear();
+    }
+
+    /// Breaks the connections of all watches that are open now; the operator may open new ones.
+    pub fn cut_watches(&self) {
+        std::mem::take(&mut *self.state.watches.lock().unwrap()).cancel();
+    }
+
+    /// All requests until now, in the order in which they came.
+    pub fn requests(&self) -> Vec<Record> {
+        self.state.records.lock().unwrap().clone()
+    }
+
+    /// The requests until now for which [`Record::is_write`] is true.
+    pub fn writes(&self) -> Vec<Record> {
+        self.requests().into_iter().filter(Record::is_write).collect()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, state: Arc<State>, stop: CancellationToken) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let connection = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => match accepted {
+                Ok((connection, _)) => TokioIo::new(connection),
+                Err(_) => continue,
+            },
+        };
+        let state = state.clone();
+        let service = service_fn(move |request| state.clone().handle(request));
+        // An error here is a connection that broke; breaking connections is what this proxy is for.
+        tokio::spawn(async move { drop(http1::Builder::new().serve_connection(connection, service).await) });
+    }
+}
+
+struct State {
+    client: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    apiserver: Uri,
+    records: Mutex<Vec<Record>>,
+    plans: Mutex<Vec<Plan>>,
+    watches: Mutex<CancellationToken>,
+}
+
+impl State {
+    fn new(plane: &ControlPlane) -> Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(plane.ca().as_bytes()).context("the apiserver's CA")?)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
+        Ok(Self {
+            client: legacy::Client::builder(TokioExecutor::new()).build(connector),
+            apiserver: plane.url().parse()?,
+            records: Mutex::default(),
+            plans: Mutex::default(),
+            watches: Mutex::default(),
+        })
+    }
+
+    /// Answers one request; with an error, hyper closes the connection without an answer.
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let record = Record {
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            size: body.len(),
+            status: None,
+        };
+        let index = {
+            let mut records = self.records.lock().unwrap();
+            records.push(record.clone());
+            records.len() - 1
+        };
+        let answered = |status| self.records.lock().unwrap()[index].status = Some(status);
+
+        match self.strike(&record, false) {
+            Some(Fault::Refuse(status)) => {
+                let response = refusal(StatusCode::from_u16(status)?)?;
+                answered(response.status());
+                return Ok(response);
+            }
+            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            _ => {}
+        }
+        let (mut head, body) = self.forward(head, body).await?.into_parts();
+        if head.status.is_success() {
+            match self.strike(&record, true) {
+                Some(Fault::LoseAnswer) => return Err("the answer was lost".into()),
+                Some(Fault::AfterCommit(then)) => {
+                    then();
+                    return Err("the answer was lost".into());
+                }
+                _ => {}
+            }
+        }
+        answered(head.status);
+        let cut = if record.is_watch() { self.watches.lock().unwrap().clone() } else { CancellationToken::new() };
+        head.headers.remove(CONNECTION);
+        Ok(Response::from_parts(head, until(cut, body)))
+    }
+
+    /// The fault that is due for this request, before it is passed on or once the apiserver has granted it.
+    fn strike(&self, record: &Record, granted: bool) -> Option<Fault> {
+        let mut plans = self.plans.lock().unwrap();
+        for plan in plans.iter_mut() {
+            if plan.strikes == 0 || plan.fault.needs_answer() != granted || !(plan.matches)(record) {
+                continue;
+            }
+            if plan.spared > 0 {
+                plan.spared -= 1;
+                continue;
+            }
+            plan.strikes -= 1;
+            plan.struck.fetch_add(1, Ordering::SeqCst);
+            return Some(plan.fault.clone());
+        }
+        None
+    }
+
+    async fn forward(&self, mut head: Parts, body: Bytes) -> Result<Response<Incoming>, BoxError> {
+        let mut uri = self.apiserver.clone().into_parts();
+        uri.path_and_query = head.uri.path_and_query().cloned();
+        head.uri = Uri::from_parts(uri)?;
+        head.headers.remove(HOST);
+        head.headers.remove(CONNECTION);
+        Ok(self.client.request(Request::from_parts(head, Full::new(body))).await?)
+    }
+}
+
+/// Streams `body`, and breaks off with an error when `cut` is cancelled.
+fn until(cut: CancellationToken, body: Incoming) -> Body {
+    let frames = stream::unfold((body, cut), async |(mut body, cut)| {
+        let frame = tokio::select! {
+            () = cut.cancelled() => Err("the watch was cut".into()),
+            frame = body.frame() => frame?.map_err(BoxError::from),
+        };
+        Some((frame, (body, cut)))
+    });
+    BodyExt::boxed_unsync(StreamBody::new(frames))
+}
+
+/// An error in the form in which the apiserver would send it.
+fn refusal(status: StatusCode) -> Result<Response<Body>, BoxError> {
+    let reason = match status.as_u16() {
+        409 => "Conflict",
+        429 => "TooManyRequests",
+        503 => "ServiceUnavailable",
+        _ => "InternalError",
+    };
+    let body = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "reason": reason, "message": "the test's proxy refused this", "code": status.as_u16(),
+    });
+    let mut response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        response = response.header(RETRY_AFTER, "1");
+    }
+    Ok(response.body(Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync())?)
+}
