@@ -42,8 +42,8 @@ down: ## End what `make up` started
 
 .PHONY: test
 test: tools ## Run all tests, and those against a cluster also on the oldest supported Kubernetes
-	cargo test --locked
-	KEYWRIGHT_TEST_KUBERNETES=oldest cargo test --locked --test cluster --test lifecycle
+	cargo test --locked --no-run
+	tests/run
 
 .PHONY: bench
 bench: tools ## Measure

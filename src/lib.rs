@@ -26,3 +26,8 @@ pub mod controller;
 pub mod domain;
 pub mod index;
 pub mod runtime;
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

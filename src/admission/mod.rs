@@ -121,14 +121,21 @@ where
     Ok((response, decision))
 }
 
+/// How many problems are told at once.
+const MOST_SHOWN: usize = 20;
+
 /// What kubectl and Argo CD show: every problem, each with its field and the way out.
 fn refusal<K: Resource<DynamicType = ()>>(request: &AdmissionRequest<K>, decision: &Decision) -> Status {
     let lines: Vec<_> = decision.problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
     let message = match lines.as_slice() {
         [one] => one.clone(),
-        many => format!("{} problems:\n- {}", many.len(), many.join("\n- ")),
+        many => {
+            let shown = &many[..many.len().min(MOST_SHOWN)];
+            let rest = if many.len() > shown.len() { "\n- and so on" } else { "" };
+            format!("{} problems:\n- {}{rest}", many.len(), shown.join("\n- "))
+        }
     };
-    let causes = decision.problems.iter().map(|problem| StatusCause {
+    let causes = decision.problems.iter().take(MOST_SHOWN).map(|problem| StatusCause {
         reason: "FieldValueInvalid".to_owned(),
         message: problem.message.clone(),
         field: problem.field.clone(),

@@ -39,10 +39,12 @@ pub struct AccessPolicySpec {
 
     /// Access to the keys for everyone whom no rule covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AccessLevel")]
     pub general_access: Option<AccessLevel>,
 
     /// Access to the policy itself for everyone whom no rule covers. Absent means generalAccess.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AccessLevel")]
     pub general_policy_access: Option<AccessLevel>,
 }
 
@@ -66,6 +68,7 @@ pub struct AccessRule {
     pub access: AccessLevel,
     /// Access to the policy itself. Absent means the same as access.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AccessLevel")]
     pub policy_access: Option<AccessLevel>,
 }
 

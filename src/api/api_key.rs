@@ -122,7 +122,7 @@ pub struct ApiKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
 
-    /// Where the value is written. Absent means the Secret <name>-secret, key key-value.
+    /// Where the value is written. Absent means Secret NAME-secret, key key-value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretTemplate>,
 }
@@ -208,19 +208,22 @@ pub struct SecretTemplate {
     /// The key inside the Secret that holds the value. Absent means key-value. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
-        .message("must consist of letters, digits, -, _ and ."))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
+            .message("must consist of letters, digits, -, _ and ."),
+        validation = Rule::new("self != '.' && !self.startsWith('..')").message("must not be . and not begin with .."),
+    )]
     pub key: Option<String>,
 
     /// Labels of the Secret. The ApiKey's own labels are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32), extend("additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[schemars(extend("maxProperties" = 32), extend("additionalProperties" = {"type": "string", "maxLength": 63}))]
     #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
     pub labels: BTreeMap<String, String>,
 
     /// Annotations of the Secret. The ApiKey's own annotations are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32), extend("additionalProperties" = {"type": "string", "maxLength": 4096}))]
+    #[schemars(extend("maxProperties" = 32), extend("additionalProperties" = {"type": "string", "maxLength": 4096}))]
     #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
     pub annotations: BTreeMap<String, String>,
 }
@@ -244,6 +247,7 @@ pub struct ApiKeyStatus {
     /// The state of the key in one word. The verifier accepts the values of an Active key, and of a Lost one for as
     /// long as somebody still has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "KeyState")]
     pub state: Option<KeyState>,
 
     /// The id of the current value: key_ and the first 16 hex digits of its SHA-256. It may be logged; the value

@@ -127,6 +127,7 @@ pub struct CatalogPermission {
 
     /// How well it is known which roles hold it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Evidence")]
     pub roles_evidence: Option<Evidence>,
 
     /// The sources for it, for its roles included.
@@ -159,10 +160,12 @@ pub struct CatalogPreset {
 
     /// How well the list of permissions is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Evidence")]
     pub evidence: Option<Evidence>,
 
     /// How complete the list of permissions is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Completeness")]
     pub completeness: Option<Completeness>,
 
     /// Those of permissions that are inferred, where evidence is Mixed.
@@ -206,6 +209,7 @@ pub struct CatalogRole {
 
     /// How well it is known, where that differs from what the two lists below say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Evidence")]
     pub evidence: Option<Evidence>,
 
     /// Permissions that a source states for this role.
@@ -239,6 +243,7 @@ pub struct LegacyRole {
 
     /// How well the pairing of key and role is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Evidence")]
     pub legacy_key_evidence: Option<Evidence>,
 }
 

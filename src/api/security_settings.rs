@@ -28,6 +28,7 @@ pub struct SecuritySettingsSpec {
 
     /// Whether keys under one-time reveal are also written to a plain Secret for workloads. Absent means Deny.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "WorkloadSecrets")]
     pub workload_secrets: Option<WorkloadSecrets>,
 
     /// Limits for every key of the namespace.

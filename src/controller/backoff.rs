@@ -32,6 +32,11 @@ impl Backoff {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
+    /// Forgets the failures of every object that is not to be kept.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
+    }
+
     /// How many objects wait for another try.
     #[must_use]
     pub fn len(&self) -> usize {

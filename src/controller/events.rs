@@ -1,8 +1,16 @@
 //! Events of events.k8s.io, written beside reconciliation and never in its way.
 //!
-//! Only changes are worth an Event (see [`crate::domain::status::notes`]), so nothing here has to aggregate. The
-//! queue is bounded: when the API server is slower than the changes, Events are dropped and counted, as in every
-//! Kubernetes component, and the keys are not held up.
+//! Only changes are worth an Event (see [`crate::domain::status::notes`]), so nothing here has to aggregate. While keys
+//! are worked on, Events trickle: an Event costs the API server as much as a key. The queue is bounded: when there are
+//! more changes than Events can be written, Events are dropped and counted, and the keys are not held up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -16,11 +24,24 @@ use crate::{domain::status::Note, runtime::metrics::Metrics};
 
 const QUEUE: usize = 20_000;
 
+/// Between two Events while keys are worked on.
+const TRICKLE: Duration = Duration::from_millis(100);
+
 /// Takes notes for publication.
 #[derive(Clone)]
 pub struct Events {
     queue: mpsc::Sender<(ObjectReference, Note)>,
     metrics: Metrics,
+    working: Arc<AtomicUsize>,
+}
+
+/// Held while a key is worked on.
+pub struct Working(Arc<AtomicUsize>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Events {
@@ -29,9 +50,14 @@ impl Events {
     pub fn start(client: Client, instance: String, metrics: Metrics) -> Self {
         let (queue, mut notes) = mpsc::channel::<(ObjectReference, Note)>(QUEUE);
         let published = metrics.clone();
+        let working = Arc::new(AtomicUsize::new(0));
+        let keys = Arc::clone(&working);
         tokio::spawn(async move {
             let reporter = Reporter { controller: "keywright.dev/operator".to_owned(), instance: Some(instance) };
             while let Some((regarding, note)) = notes.recv().await {
+                if keys.load(Ordering::Relaxed) > 0 {
+                    tokio::time::sleep(TRICKLE).await;
+                }
                 let event = Event {
                     type_: if note.warning { EventType::Warning } else { EventType::Normal },
                     reason: note.reason.to_owned(),
@@ -50,7 +76,14 @@ impl Events {
                 }
             }
         });
-        Self { queue, metrics }
+        Self { queue, metrics, working }
+    }
+
+    /// Says that a key is worked on, for as long as the answer is held.
+    #[must_use]
+    pub fn working(&self) -> Working {
+        self.working.fetch_add(1, Ordering::Relaxed);
+        Working(Arc::clone(&self.working))
     }
 
     /// Hands a note over; never waits.

@@ -8,7 +8,9 @@ pub mod backoff;
 pub mod events;
 pub mod permission_catalog;
 
-use kube::core::Status;
+use kube::{ResourceExt, api::Patch, core::Status};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::domain::{redact::redact, status::Failure};
 
@@ -41,6 +43,10 @@ impl RequestError {
         }
     }
 
+    fn new_local(message: String) -> Self {
+        Self { status: None, message }
+    }
+
     fn is(&self, predicate: impl Fn(&Status) -> bool) -> bool {
         self.status.as_deref().is_some_and(predicate)
     }
@@ -48,6 +54,19 @@ impl RequestError {
     fn failure(&self, reason: &'static str) -> Failure {
         Failure { reason, message: format!("{self}; it will be tried again") }
     }
+}
+
+/// A patch of the status alone, for this version of the object alone. Not a replacement: that would carry the object's
+/// metadata too, which is the user's and not even kept here.
+fn status_patch<S: Serialize>(object: &impl ResourceExt, old: Option<&S>, new: &S) -> Patch<Value> {
+    let fields = |status| match serde_json::to_value(status) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    // In a merge patch, what is gone has to be said.
+    let gone = old.map(fields).unwrap_or_default().into_iter().map(|(field, _)| (field, Value::Null));
+    let status: serde_json::Map<_, _> = gone.chain(fields(new)).collect();
+    Patch::Merge(json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status}))
 }
 
 /// Runs one request with a bound on its time. `what` names it for people: "create Secret x".

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
     core::Status,
 };
 
-use super::{RequestError, events::Events, request};
+use super::{RequestError, events::Events, request, status_patch};
 use crate::{
     api::{PermissionCatalog, PermissionCatalogStatus},
     domain::{
@@ -69,19 +69,17 @@ pub async fn report(
         reason: if report.conflicts.is_empty() { "Invalid" } else { "Conflict" },
         message: c.message,
     });
-    let mut update = catalog.clone();
-    update.status = Some(status);
     let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
-    let (name, params) = (catalog.name_any(), PostParams::default());
-    match request("update status", catalogs.replace_status(&name, &params, &update)).await {
+    let (name, params) = (catalog.name_any(), PatchParams::default());
+    let patch = status_patch(catalog, catalog.status.as_ref(), &status);
+    match request("update status", catalogs.patch_status(&name, &params, &patch)).await {
         Ok(_) => {
             if let Some(note) = note {
                 events.note(catalog.object_ref(&()), note);
             }
             Ok(())
         }
-        // It changed or went meanwhile: its event brings it here again.
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => Ok(()),
+        Err(error) if error.is(Status::is_not_found) => Ok(()),
         Err(error) => Err(error),
     }
 }

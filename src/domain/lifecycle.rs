@@ -124,11 +124,15 @@ pub enum Observed {
 pub struct Held {
     /// Its resourceVersion, which every write carries.
     pub version: String,
-    /// Its record.
+    /// What is believed of it.
     pub record: Record,
+    /// What is written in it, which is believed only as far as value and status prove it.
+    pub written: Option<Record>,
     /// Whether it still holds the value of the record. False if somebody changed or removed the value.
     pub intact: bool,
-    /// Whether owner, record, labels and annotations are as they should be.
+    /// Whether this ApiKey is its owner.
+    pub owned: bool,
+    /// Whether labels and annotations are as the spec wants them.
     pub in_order: bool,
 }
 
@@ -235,21 +239,23 @@ pub fn step(world: &World<'_>) -> Step {
                     },
                 };
             }
-            // The natural end of an overlap needs no write: the record says when it is. An end that came sooner
+            let template = key.spec.secret.clone().unwrap_or_default();
+            let wanted = Record {
+                previous: live_previous(&schedule, record, now),
+                labels: template.labels.into_keys().collect(),
+                annotations: template.annotations.into_keys().collect(),
+                ..record.clone()
+            };
+            // The natural end of an overlap needs no write: what is written says when it is. An end that came sooner
             // does, or a rebuilt status would bring the value back.
-            let wanted = record.previous.clone().and_then(|p| schedule.tighten(&record.current, p, now));
-            let revoked = record.previous.as_ref().is_some_and(|p| p.expires_at > now) && wanted != record.previous;
-            if revoked || !held.in_order {
-                let template = key.spec.secret.clone().unwrap_or_default();
-                let record = Record {
-                    previous: wanted,
-                    labels: template.labels.into_keys().collect(),
-                    annotations: template.annotations.into_keys().collect(),
-                    ..record.clone()
-                };
-                return Step::Amend { held: held.clone(), record };
+            let written = held.written.clone().map(|written| Record {
+                previous: written.previous.filter(|previous| previous.expires_at > now),
+                ..written
+            });
+            if held.owned && held.in_order && written.as_ref() == Some(&wanted) {
+                return Step::Rest;
             }
-            Step::Rest
+            Step::Amend { held: held.clone(), record: wanted }
         }
         (Observed::Foreign { .. }, _) | (Observed::NotRead, Some(_)) => Step::Rest,
     }
@@ -258,15 +264,17 @@ pub fn step(world: &World<'_>) -> Step {
 /// Whether the Secret must be read before deciding: the spec changed, something is due, or it is time for a look.
 #[must_use]
 pub fn must_read(key: &ApiKey, now: Timestamp, check_due: bool) -> bool {
-    let Some((status, record)) = key.status.as_ref().and_then(|s| Some((s, record_of_status(s)?))) else {
+    let Some(status) = &key.status else { return false };
+    // A Secret that was not in order is looked at each time, so that the status neither flaps nor grows old.
+    if status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason.starts_with("Secret")) {
+        return true;
+    }
+    let Some(record) = record_of_status(status) else {
         // Not minted, as far as is known: creating the Secret finds out, in one request instead of two.
         return false;
     };
     let schedule = Schedule::of(&key.spec);
-    // A Secret that was not in order is looked at each time, so that the status neither flaps nor grows old.
-    let in_order = status.conditions.iter().all(|c| c.type_ != "Ready" || !c.reason.starts_with("Secret"));
     check_due
-        || !in_order
         || status.observed_generation != key.metadata.generation
         || schedule.is_due(record.current.minted_at, record.requested_at.as_deref(), now)
 }
@@ -383,7 +391,9 @@ mod tests {
                 }
                 Step::Amend { record, .. } => record,
             };
-            (step, Some(Held { version: format!("v{seconds}"), record, intact: true, in_order: true }))
+            let written = Some(record.clone());
+            let version = format!("v{seconds}");
+            (step, Some(Held { version, record, written, intact: true, owned: true, in_order: true }))
         }
 
         fn report(&mut self, seconds: i64) {

@@ -3,14 +3,17 @@
 
 use std::borrow::Cow;
 
-/// Replaces everything that starts like a key (`kwp_`, `kws_`, `kwt_`) and cuts the text to 1024 bytes.
+/// How a value begins, plain and in base64, as in the data of a Secret.
+const BEGINNINGS: [&str; 6] = ["kwp_", "kws_", "kwt_", "a3dwX", "a3dzX", "a3d0X"];
+
+/// Replaces everything that starts like a key, plain or in base64, and cuts the text to 1024 bytes.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     const LIMIT: usize = 1024;
     let mut out = Cow::Borrowed(text);
-    for prefix in ["kwp_", "kws_", "kwt_"] {
+    for prefix in BEGINNINGS {
         while let Some(start) = find_value(&out, prefix) {
-            let body = out[start + prefix.len()..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+            let body = out[start + prefix.len()..].bytes().take_while(|byte| is_of_a_value(*byte)).count();
             let mut clean = out[..start].to_owned();
             clean.push_str("[redacted]");
             clean.push_str(&out[start + prefix.len() + body..]);
@@ -28,7 +31,11 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 fn find_value(text: &str, prefix: &str) -> Option<usize> {
     text.match_indices(prefix)
         .map(|(at, _)| at)
-        .find(|at| text[at + prefix.len()..].bytes().take_while(u8::is_ascii_alphanumeric).count() >= 8)
+        .find(|at| text[at + prefix.len()..].bytes().take_while(|byte| is_of_a_value(*byte)).count() >= 8)
+}
+
+fn is_of_a_value(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
 }
 
 #[cfg(test)]
@@ -39,6 +46,7 @@ mod tests {
     fn values_go_and_the_rest_stays() {
         assert_eq!(redact("bad value \"kwt_0123456789abcdef\": no"), "bad value \"[redacted]\": no");
         assert_eq!(redact("kwp_AAAAAAAAAAAA kws_BBBBBBBBBBBB"), "[redacted] [redacted]");
+        assert_eq!(redact("data: a3d0X0FBQUFBQUFBQUFBQQ==."), "data: [redacted].");
         assert_eq!(redact("the prefix kwt_ is fine"), "the prefix kwt_ is fine");
     }
 

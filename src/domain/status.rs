@@ -67,8 +67,9 @@ pub fn build(facts: &Facts<'_>) -> ApiKeyStatus {
     let Facts { key, verdict, now, .. } = *facts;
     let old = key.status.as_ref();
     let schedule = Schedule::of(&key.spec);
+    // What could not be carried out is not yet so.
     let known = match facts.secret {
-        Observed::Ours(held) => Some(held.record.clone()),
+        Observed::Ours(held) if facts.failure.is_none() => Some(held.record.clone()),
         _ => old.and_then(record_of_status),
     };
     let summary = summarize(facts, &schedule, known.as_ref());
@@ -171,12 +172,8 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
         let all: Vec<_> = verdict.problems.iter().map(ToString::to_string).collect();
         return summary(false, first.rule == Rule::CatalogMissing, first.rule.reason(), all.join("; "));
     }
-    match state {
-        KeyState::Expired => {
-            let at = key.spec.expires_at.as_deref().unwrap_or_default();
-            summary(false, false, "Expired", format!("expired at {at}: move spec.expiresAt to use the key again"))
-        }
-        KeyState::Lost => match secret {
+    if lost && state != KeyState::Expired {
+        return match secret {
             Observed::Ours(_) => summary(
                 false,
                 false,
@@ -195,14 +192,20 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
                     place.name
                 ),
             ),
-        },
+        };
+    }
+    match state {
+        KeyState::Expired => {
+            let at = key.spec.expires_at.as_deref().unwrap_or_default();
+            summary(false, false, "Expired", format!("expired at {at}: move spec.expiresAt to use the key again"))
+        }
         KeyState::Inactive => {
             summary(true, false, "Inactive", "inactive, as spec.active asks; the value is kept".to_owned())
         }
         KeyState::Active => {
             summary(true, false, "Active", format!("the value is in Secret {}, key {}", place.name, place.key))
         }
-        KeyState::Pending | KeyState::Rejected => {
+        KeyState::Pending | KeyState::Rejected | KeyState::Lost => {
             summary(false, true, "Minting", format!("the value is being written to Secret {}", place.name))
         }
     }
@@ -299,7 +302,9 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
     let state_before = old.and_then(|s| s.state);
     if state_before != new.state {
         match (state_before, new.state) {
-            (_, Some(KeyState::Inactive)) => note(false, "Deactivated", format!("{id} is refused until active again")),
+            (Some(KeyState::Active | KeyState::Expired | KeyState::Lost), Some(KeyState::Inactive)) => {
+                note(false, "Deactivated", format!("{id} is refused until active again"));
+            }
             (_, Some(KeyState::Expired)) => note(true, "Expired", format!("{id} has expired").trim().to_owned()),
             (Some(KeyState::Inactive | KeyState::Expired | KeyState::Lost), Some(KeyState::Active)) => {
                 note(false, "Reactivated", format!("{id} works again"));

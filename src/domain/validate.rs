@@ -190,6 +190,8 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
         ));
         return;
     }
+    // Looking for near names is work, and a spec may hold hundreds of wrong ones.
+    let mut hints = MOST_HINTS;
     let only_ingestion = spec.key_type == KeyType::SendYourData;
     for (index, name) in spec.presets.iter().enumerate() {
         let field = || format!("spec.presets[{index}]");
@@ -197,7 +199,7 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
             let hint = match catalog.permission(name) {
                 Some(permission) => format!("{} is a permission: list it under spec.permissions", permission.name),
                 None => did_you_mean(
-                    &catalog.presets_like(name),
+                    &hint(&mut hints, || catalog.presets_like(name)),
                     "kubectl get permissioncatalogs -o yaml lists all presets",
                 ),
             };
@@ -251,7 +253,7 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
             let hint = match catalog.preset(name) {
                 Some(preset) => format!("{} is a preset: list it under spec.presets", preset.name),
                 None => did_you_mean(
-                    &catalog.permissions_like(name),
+                    &hint(&mut hints, || catalog.permissions_like(name)),
                     "a permission is written resource:Action; kubectl get permissioncatalogs -o yaml lists all",
                 ),
             };
@@ -279,6 +281,15 @@ fn push_unique(grants: &mut Vec<Arc<str>>, name: &Arc<str>) {
     if !grants.contains(name) {
         grants.push(Arc::clone(name));
     }
+}
+
+/// How many names get suggestions.
+const MOST_HINTS: usize = 3;
+
+fn hint<'a>(left: &mut usize, near: impl FnOnce() -> Vec<&'a str>) -> Vec<&'a str> {
+    let allowed = *left > 0;
+    *left = left.saturating_sub(1);
+    if allowed { near() } else { vec![] }
 }
 
 fn did_you_mean(near: &[&str], otherwise: &str) -> String {

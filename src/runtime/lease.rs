@@ -184,7 +184,8 @@ impl Candidate {
             let pause = match attempt.map_err(AttemptError::from).and_then(|outcome| Ok(outcome?)) {
                 Ok(Outcome::Held(sent)) => {
                     self.leading_until = Some(sent + self.config.renew_deadline);
-                    if !leadership.send_replace(true) {
+                    // Only a change is news to those who watch.
+                    if leadership.send_if_modified(|leads| !std::mem::replace(leads, true)) {
                         info!(lease = %self.config.name, identity = %self.config.identity, "leading");
                     }
                     self.config.duration / 3

@@ -224,8 +224,10 @@ async fn feed_keys(
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
         writer.apply_watcher_event(&event);
-        if let Event::Delete(key) = &event {
-            api_key::forget(key, &context);
+        match &event {
+            Event::Delete(key) => api_key::forget(key, &context),
+            Event::InitDone => api_key::retain(&writer.as_reader().state(), &context),
+            _ => {}
         }
         if !*leader.borrow() {
             continue;

@@ -3,6 +3,7 @@
 //! - [`control_plane`]: etcd, kube-apiserver and kube-controller-manager on free ports of the loopback address
 //! - [`operator`]: the chart as users install it, and the operator as its Deployment would run it
 //! - [`proxy`]: a place between an operator and the apiserver where requests are counted, and go wrong on demand
+//! - [`keys`]: what an administrator sees of keys, from the first to the last version
 //! - [`guardian`]: ends all of it, also after a test that was killed
 
 // Every test binary compiles this module for itself and uses its own part of it.
@@ -14,6 +15,7 @@
 
 pub mod control_plane;
 pub mod guardian;
+pub mod keys;
 pub mod operator;
 pub mod proxy;
 pub mod tools;

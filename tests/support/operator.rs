@@ -38,6 +38,21 @@ impl Release {
         Ok(release)
     }
 
+    /// Takes what was installed without helm, and leads the webhook to the operator with this replica number.
+    pub async fn adopt(plane: &ControlPlane, replica: u8) -> Result<Self> {
+        let services: Api<Service> = Api::namespaced(plane.client().await?, NAMESPACE);
+        let ports = services.get("keywright-webhook").await?.spec.and_then(|spec| spec.ports).unwrap_or_default();
+        let release = Self { webhook_port: u16::try_from(ports.first().context("a Service without a port")?.port)? };
+        release.route_webhook(plane, replica).await?;
+        plane.restart_controller_manager().await?;
+        Ok(release)
+    }
+
+    /// Where the webhook of an operator listens.
+    pub fn webhook_address(&self, operator: &Operator) -> String {
+        format!("{}:{}", address(operator.replica), self.webhook_port)
+    }
+
     /// Upgrades the chart with further values.
     pub fn upgrade(plane: &ControlPlane, values: &[&str]) -> Result<()> {
         helm(plane, values)
@@ -64,7 +79,7 @@ pub struct Options {
     pub replica: u8,
     /// The address of a [`super::Proxy`], if the operator is not to talk to the apiserver directly.
     pub server: Option<String>,
-    /// Arguments after those of the Deployment.
+    /// Arguments, as `--name=value`, in place of those of the same name in the Deployment, or after them.
     pub args: Vec<String>,
     /// Environment variables besides those of the Deployment.
     pub env: Vec<(String, String)>,
@@ -80,6 +95,7 @@ impl Default for Options {
 pub struct Operator {
     child: Mutex<Child>,
     id: u32,
+    replica: u8,
     health: String,
     log: PathBuf,
 }
@@ -104,11 +120,16 @@ impl Operator {
         listen(&mut args, "--webhook-address=", &webhook)?;
 
         mount(plane, &pod, container, &mut args).await?;
+        for arg in &options.args {
+            let name = arg.split_inclusive('=').next().unwrap_or(arg);
+            args.retain(|known| !known.starts_with(name));
+            args.push(arg.clone());
+        }
 
         let log = plane.folder().join(format!("operator-{}.log", serial()));
         let output = File::create(&log)?;
         let mut command = Guardian::command(&binary()?);
-        command.args(args).args(&options.args).current_dir("/").stdout(output.try_clone()?).stderr(output);
+        command.args(args).current_dir("/").stdout(output.try_clone()?).stderr(output);
         command.env_clear();
         for variable in container.env.iter().flatten() {
             command.env(&variable.name, value(variable, options.replica)?);
@@ -116,7 +137,13 @@ impl Operator {
         let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, account, options.server.as_deref()).await?;
         command.env("KUBECONFIG", kubeconfig).envs(options.env);
         let child = plane.guardian.spawn(&mut command)?;
-        Ok(Self { id: child.id(), child: Mutex::new(child), health: format!("http://{health}"), log })
+        Ok(Self {
+            id: child.id(),
+            replica: options.replica,
+            child: Mutex::new(child),
+            health: format!("http://{health}"),
+            log,
+        })
     }
 
     /// Waits until `/readyz` says so.
@@ -161,18 +188,36 @@ impl Operator {
 
     /// The memory that it occupies now, in bytes.
     pub fn memory(&self) -> Result<u64> {
+        self.memory_line("VmRSS:")
+    }
+
+    fn memory_line(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the operator is gone")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the operator is gone")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// The most memory that it ever occupied, in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.memory_line("VmHWM:")
     }
 
     /// Asks it to stop, as Kubernetes does before it removes a pod, and waits until it has.
     pub async fn terminate(&self) -> Result<ExitStatus> {
+        self.ask_to_stop()?;
+        self.ended(Duration::from_secs(30)).await
+    }
+
+    /// Asks it to stop, and does not wait.
+    pub fn ask_to_stop(&self) -> Result<()> {
         output(Command::new("/bin/sh").args(["-c", "kill -s TERM $1", "kill", &self.id.to_string()]))?;
-        retry("the operator stops", Duration::from_secs(30), async || {
-            self.child.lock().unwrap().try_wait()?.context("it still runs")
-        })
-        .await
+        Ok(())
+    }
+
+    /// Waits until it has ended, for whatever reason.
+    pub async fn ended(&self, timeout: Duration) -> Result<ExitStatus> {
+        retry("the operator stops", timeout, async || self.child.lock().unwrap().try_wait()?.context("it still runs"))
+            .await
     }
 
     /// Kills it, as a node that loses its power does.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::stream;
@@ -39,6 +39,8 @@ pub struct Record {
     pub size: usize,
     /// What the operator was answered; `None` while it waits, or if it never got an answer.
     pub status: Option<StatusCode>,
+    /// When it came by.
+    pub at: Instant,
 }
 
 impl Record {
@@ -67,6 +69,8 @@ pub enum Fault {
     Refuse(u16),
     /// The request is passed on this much later.
     Delay(Duration),
+    /// The watch is answered as one that begins before what the apiserver remembers: start over, with a list.
+    Expire,
     /// The apiserver has done what was asked, but the connection breaks instead of an answer.
     LoseAnswer,
     /// As `LoseAnswer`, and this runs between the two: it kills the operator, for instance.
@@ -89,6 +93,7 @@ impl fmt::Debug for Fault {
         match self {
             Self::Refuse(status) => write!(f, "Refuse({status})"),
             Self::Delay(time) => write!(f, "Delay({time:?})"),
+            Self::Expire => write!(f, "Expire"),
             Self::LoseAnswer => write!(f, "LoseAnswer"),
             Self::AfterCommit(_) => write!(f, "AfterCommit"),
         }
@@ -248,6 +253,7 @@ impl State {
             query: head.uri.query().unwrap_or_default().to_owned(),
             size: body.len(),
             status: None,
+            at: Instant::now(),
         };
         let index = {
             let mut records = self.records.lock().unwrap();
@@ -261,6 +267,10 @@ impl State {
                 let response = refusal(StatusCode::from_u16(status)?)?;
                 answered(response.status());
                 return Ok(response);
+            }
+            Some(Fault::Expire) => {
+                answered(StatusCode::OK);
+                return Ok(expired());
             }
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             _ => {}
@@ -320,6 +330,16 @@ fn until(cut: CancellationToken, body: Incoming) -> Body {
         Some((frame, (body, cut)))
     });
     BodyExt::boxed_unsync(StreamBody::new(frames))
+}
+
+/// A watch whose only event says that it cannot go on, as the apiserver words it.
+fn expired() -> Response<Body> {
+    let status = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "reason": "Expired", "message": "too old resource version: 1 (2)", "code": 410,
+    });
+    let event = serde_json::json!({"type": "ERROR", "object": status});
+    Response::new(Full::from(format!("{event}\n")).map_err(|never| match never {}).boxed_unsync())
 }
 
 /// An error in the form in which the apiserver would send it.

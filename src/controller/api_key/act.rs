@@ -88,7 +88,7 @@ async fn create(
     let mut annotations = template.annotations;
     annotations.insert(record::ANNOTATION.to_owned(), to_json(&record));
     let mut labels = template.labels;
-    labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
+    labels.entry(MANAGED_BY.0.to_owned()).or_insert_with(|| MANAGED_BY.1.to_owned());
     let mut secret = Secret {
         metadata: ObjectMeta {
             name: Some(place.name.clone()),
@@ -130,15 +130,19 @@ async fn patch(
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = format!("update Secret {}", place.name);
     let mut labels = merge_map(&before.record.labels, &template.labels);
-    labels.insert(MANAGED_BY.0.to_owned(), json!(MANAGED_BY.1));
+    if labels.get(MANAGED_BY.0).is_none_or(Value::is_null) {
+        labels.insert(MANAGED_BY.0.to_owned(), json!(MANAGED_BY.1));
+    }
     let mut annotations = merge_map(&before.record.annotations, &template.annotations);
     annotations.insert(record::ANNOTATION.to_owned(), json!(to_json(&record)));
     let mut body = json!({"metadata": {
         "resourceVersion": before.version,
-        "ownerReferences": [owner(key)],
         "labels": labels,
         "annotations": annotations,
     }});
+    if !before.owned {
+        body["metadata"]["ownerReferences"] = json!([owner(key)]);
+    }
     if let Some(value) = value {
         body["data"] = json!({ place.key: ByteString(value.expose().as_bytes().to_vec()) });
     }
@@ -160,7 +164,14 @@ fn merge_map(before: &[String], wanted: &BTreeMap<String, String>) -> serde_json
 }
 
 fn held(secret: &Secret, record: Record) -> Held {
-    Held { version: secret.resource_version().unwrap_or_default(), record, intact: true, in_order: true }
+    Held {
+        version: secret.resource_version().unwrap_or_default(),
+        written: Some(record.clone()),
+        record,
+        intact: true,
+        owned: true,
+        in_order: true,
+    }
 }
 
 /// Garbage collection deletes the Secret with its ApiKey, so that nothing needs a finalizer and nothing can get stuck.

@@ -7,21 +7,21 @@ pub mod act;
 pub mod observe;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, Client, Resource, ResourceExt, api::PostParams, core::Status, runtime::controller::Action};
+use kube::{Api, Client, Resource, ResourceExt, api::PatchParams, core::Status, runtime::controller::Action};
 use rand::{TryRng, rngs::SysRng};
 
 use self::act::Acted;
-use super::{RequestError, backoff::Backoff, events::Events, request};
+use super::{RequestError, backoff::Backoff, events::Events, request, status_patch};
 use crate::{
     api::ApiKey,
     domain::{
-        lifecycle::{self, Observed, World},
+        lifecycle::{self, Observed, Step, World},
         status::{self, Facts},
         validate,
     },
@@ -82,10 +82,17 @@ impl Checks {
         self.next.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), at);
     }
 
+    fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
+    }
+
     fn forget(&self, uid: &str) {
         self.next.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
+
+/// How often a reconciliation looks again when somebody else was faster.
+const ROUNDS: u8 = 3;
 
 /// Forgets all that is kept in memory for an ApiKey that is gone.
 pub fn forget(key: &ApiKey, context: &Context) {
@@ -94,12 +101,21 @@ pub fn forget(key: &ApiKey, context: &Context) {
     context.checks.forget(&uid);
 }
 
+/// Forgets all that is kept in memory for ApiKeys that are not among these: a list that starts over does not say what
+/// is gone.
+pub fn retain(keys: &[Arc<ApiKey>], context: &Context) {
+    let live: HashSet<&str> = keys.iter().filter_map(|key| key.metadata.uid.as_deref()).collect();
+    context.backoff.retain(|uid| live.contains(uid));
+    context.checks.retain(|uid| live.contains(uid));
+}
+
 /// Brings one key to where its spec wants it, one write of its Secret at a time.
 ///
 /// # Errors
 /// If a request failed. The status says so already; the caller tries again later.
 pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action, RequestError> {
     let started = std::time::Instant::now();
+    let _working = context.events.working();
     let result = run(&key, &context).await;
     let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Error };
     context.metrics.reconciled(outcome, started.elapsed());
@@ -130,8 +146,8 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     let mut secret = Observed::NotRead;
     let mut look = lifecycle::must_read(key, now, check_at <= now);
     // Look, decide, act; and once more if somebody else was faster. Three rounds are more than any order of events
-    // needs; after that the backoff takes over.
-    for _ in 0..3 {
+    // needs; if others keep writing to the Secret, the backoff takes over.
+    for round in 1..=ROUNDS {
         if look {
             match observe::observe(&context.client, &namespace, key).await {
                 Ok(found) => secret = found,
@@ -142,7 +158,14 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
             }
         }
         let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, now };
-        match act::act(&context.client, &namespace, key, lifecycle::step(&world), now).await {
+        let step = lifecycle::step(&world);
+        let verb = if matches!(step, Step::Mint(_)) { "create" } else { "update" };
+        match act::act(&context.client, &namespace, key, step, now).await {
+            Ok(Acted::Changed) if round == ROUNDS => {
+                let name = status::secret_ref(key).name;
+                let why = format!("{verb} Secret {name}: others keep writing to it");
+                error = Some(("SecretWriteFailed", RequestError::new_local(why)));
+            }
             Ok(Acted::Changed) => look = true,
             Ok(Acted::Rested) => break,
             Ok(Acted::Wrote { held, minted: new }) => {
@@ -195,11 +218,9 @@ async fn report(
     }
     let name = key.name_any();
     let notes = status::notes(key.status.as_ref(), &status, minted);
-    let mut update = key.clone();
-    update.status = Some(status);
     let keys: Api<ApiKey> = Api::namespaced(context.client.clone(), namespace);
-    let params = PostParams::default();
-    match request("update status", keys.replace_status(&name, &params, &update)).await {
+    let patch = status_patch(key, key.status.as_ref(), &status);
+    match request("update status", keys.patch_status(&name, &PatchParams::default(), &patch)).await {
         Ok(_) => {}
         Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => return Ok(false),
         Err(error) => return Err(error),

@@ -1,0 +1,634 @@
+//! The chart with the real helm on a real apiserver: install, upgrade, uninstall, install again; the plain manifests;
+//! and that all that it renders is what the apiserver takes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use support::operator::NAMESPACE;
+use support::{ControlPlane, Operator, Options, PATIENCE, Release, eventually, output, plane, repository};
+
+/// A control plane of one's own: what is tested here is for the whole cluster.
+async fn fresh() -> ControlPlane {
+    ControlPlane::start(&support::kubernetes_version()).await.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn chart() -> std::path::PathBuf {
+    repository().join("charts/keywright")
+}
+
+fn kubectl(plane: &ControlPlane, args: &[&str]) -> String {
+    output(plane.kubectl().args(args)).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn get(plane: &ControlPlane, args: &[&str]) -> Value {
+    serde_json::from_str(&kubectl(plane, &[&["get", "-o", "json"], args].concat())).unwrap()
+}
+
+fn file(plane: &ControlPlane, name: &str, text: &str) -> String {
+    let path = plane.folder().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn template(plane: &ControlPlane, values: &[&str]) -> Result<String> {
+    let mut helm = plane.helm();
+    helm.args(["template", "keywright"]).arg(chart()).args(["--namespace", NAMESPACE]);
+    // As in a cluster of that version; without it helm takes its own.
+    output(helm.args(values.iter().flat_map(|value| ["--set-json", value])))
+}
+
+/// Every document of what helm rendered.
+fn documents(rendered: &str) -> Vec<Value> {
+    let documents = rendered.split("\n---\n").map(|document| document.trim_start_matches("---\n"));
+    let parsed = documents
+        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap_or_else(|e| panic!("{e}: {document}")));
+    parsed.filter(|document| !document.is_null()).collect()
+}
+
+fn names(documents: &[Value]) -> BTreeSet<String> {
+    let name = |object: &Value| {
+        format!("{}/{}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap())
+    };
+    documents.iter().map(name).collect()
+}
+
+/// Sets of values that together reach every branch of the templates.
+const VALUES: [&[&str]; 6] = [
+    &[],
+    &["certManager.enabled=true"],
+    &["certManager.enabled=true", r#"certManager.issuerRef={"kind": "ClusterIssuer", "name": "internal"}"#],
+    &[
+        "metrics.podMonitor.enabled=true",
+        "metrics.serviceMonitor.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+        r#"metrics.serviceMonitor.labels={"release": "prometheus"}"#,
+    ],
+    &[
+        "replicas=1",
+        "crds.enabled=false",
+        "catalog.enabled=false",
+        "rbac.aggregate=false",
+        "admissionPolicies.enabled=false",
+        "networkPolicy.enabled=false",
+        "serviceAccount.create=false",
+        r#"serviceAccount.name="given""#,
+    ],
+    &[
+        "replicas=5",
+        "crds.keep=false",
+        r#"fullnameOverride="other""#,
+        r#"image={"repository": "example.com/keywright", "tag": "1", "digest": "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "pullPolicy": "Always"}"#,
+        r#"imagePullSecrets=[{"name": "pull"}]"#,
+        r#"extraArgs=["--concurrency=3"]"#,
+        r#"podDisruptionBudget.minAvailable="50%""#,
+        r#"podLabels={"team": "platform"}"#,
+        r#"podAnnotations={"example.com/a": "b"}"#,
+        r#"nodeSelector={"kubernetes.io/os": "linux"}"#,
+        r#"tolerations=[{"key": "a", "operator": "Exists"}]"#,
+        r#"affinity={"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]}}}"#,
+        r#"topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"a": "b"}}}]"#,
+        r#"priorityClassName="system-cluster-critical""#,
+        r#"resources={"requests": {"cpu": "1"}}"#,
+        r#"serviceAccount.annotations={"a": "b"}"#,
+        r#"log={"level": "debug", "format": "text"}"#,
+        r#"secretCheckInterval="1m""#,
+        "webhook.port=8443",
+        "webhook.timeoutSeconds=10",
+        "health.port=9090",
+        "networkPolicy.apiServerPorts=[6444]",
+    ],
+];
+
+/// Kinds of others, which this apiserver does not have.
+const FOREIGN: [&str; 5] = ["Certificate", "Issuer", "PodMonitor", "ServiceMonitor", "PrometheusRule"];
+
+#[tokio::test]
+async fn the_apiserver_takes_all_that_the_chart_renders_under_strict_validation() {
+    let plane = plane().await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    kubectl(plane, &["apply", "-f", &file(plane, "namespace.json", &namespace.to_string())]);
+    let mut foreign = BTreeSet::new();
+    for (number, values) in VALUES.iter().enumerate() {
+        let rendered = template(plane, values).unwrap_or_else(|error| panic!("{values:?}: {error:#}"));
+        let (others, own): (Vec<_>, Vec<_>) =
+            documents(&rendered).into_iter().partition(|object| FOREIGN.contains(&object["kind"].as_str().unwrap()));
+        foreign.extend(others.iter().map(|object| object["kind"].as_str().unwrap().to_owned()));
+        assert_eq!(own.len(), names(&own).len(), "{values:?}: two objects of one name");
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": own});
+        let file = file(plane, &format!("rendered-{number}.json"), &list.to_string());
+        for how in [&["--server-side"][..], &[]] {
+            let mut apply = plane.kubectl();
+            apply.args(["create", "--dry-run=server", "--validate=strict", "-f", &file]);
+            if !how.is_empty() {
+                apply = plane.kubectl();
+                apply.args(["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", &file]);
+            }
+            let said = apply.output().unwrap();
+            let errors = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(said.status.success(), "{values:?}: {errors}");
+            assert_eq!(errors, "", "{values:?}: warnings");
+            let done = String::from_utf8_lossy(&said.stdout).lines().count();
+            assert_eq!(done, own.len(), "{values:?}: {}", String::from_utf8_lossy(&said.stdout));
+        }
+        for object in &own {
+            let namespace = object["metadata"]["namespace"].as_str();
+            assert!(namespace.is_none_or(|namespace| namespace == NAMESPACE), "{values:?}: {object}");
+            let labels = &object["metadata"]["labels"];
+            assert_eq!(labels["app.kubernetes.io/instance"], "keywright", "{values:?}: {}", object["metadata"]);
+        }
+    }
+    assert_eq!(
+        Vec::from_iter(foreign),
+        FOREIGN.iter().map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn rendering_is_a_function_of_the_values() {
+    let plane = plane().await;
+    for values in VALUES {
+        let renders = [(); 2].map(|()| template(plane, values).unwrap());
+        assert!(renders[0] == renders[1], "{values:?}: two renders differ, so GitOps tools would never come to rest");
+    }
+    for entry in std::fs::read_dir(chart().join("templates")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for function in [
+            "lookup",
+            "rand",
+            "genCA",
+            "genSelfSigned",
+            "genSigned",
+            "genPrivateKey",
+            "uuidv4",
+            "now",
+            "htpasswd",
+            "bcrypt",
+        ] {
+            let calls = text.split("{{").skip(1).any(|part| {
+                let code = part.split("}}").next().unwrap();
+                // Not in a comment of the template, nor in a text.
+                let code: String = code.split('"').step_by(2).collect();
+                !code.trim_start_matches('-').trim_start().starts_with("/*")
+                    && code.split(|c: char| !c.is_alphanumeric() && c != '.').any(|word| word.starts_with(function))
+            });
+            assert!(!calls, "{}: {function} gives another result each time, or none without a cluster", path.display());
+        }
+    }
+}
+
+/// That schema and values have the same names, at every level whose names are fixed.
+fn compare(path: &str, schema: &Value, values: &Value) {
+    let Some(known) = schema["properties"].as_object() else { return };
+    let in_schema: BTreeSet<_> =
+        known.keys().filter(|key| !path.is_empty() || !matches!(key.as_str(), "global" | "enabled")).collect();
+    let free = values.as_object().is_some_and(serde_json::Map::is_empty);
+    let in_values: BTreeSet<_> = values.as_object().unwrap().keys().collect();
+    assert!(free || in_schema == in_values, "{path}: {in_schema:?} and {in_values:?}");
+    assert_eq!(schema["additionalProperties"], false, "{path} takes typos");
+    for (key, below) in known {
+        compare(&format!("{path}.{key}"), below, &values[key]);
+    }
+}
+
+#[tokio::test]
+async fn values_are_checked_and_every_value_is_in_the_schema() {
+    let plane = plane().await;
+    for (typo, text) in [
+        ("replica=2", "replica"),
+        ("webhok.port=9443", "webhok"),
+        ("webhook.prot=9443", "prot"),
+        ("crds.kep=false", "kep"),
+        ("replicas=0", "replicas"),
+        (r#"replicas="two""#, "replicas"),
+        ("webhook.timeoutSeconds=31", "timeoutSeconds"),
+        ("webhook.port=70000", "port"),
+        (r#"image.digest="sha256:1""#, "digest"),
+        (r#"log.format="xml""#, "format"),
+        (r#"secretCheckInterval="10 minutes""#, "secretCheckInterval"),
+        ("networkPolicy.apiServerPorts=[]", "apiServerPorts"),
+    ] {
+        let refused = format!("{:#}", template(plane, &[typo]).expect_err(typo));
+        assert!(refused.contains("values don't meet the specifications of the schema"), "{typo}: {refused}");
+        assert!(refused.contains(text), "{typo}: {refused}");
+    }
+    // What a chart that has this one as a part of it hands down.
+    template(plane, &[r#"global={"imageRegistry": "example.com"}"#]).unwrap();
+    let refused = template(plane, &["serviceAccount.create=false"]).expect_err("no account");
+    assert!(format!("{refused:#}").contains("serviceAccount.name: say which ServiceAccount to use"), "{refused:#}");
+
+    // The schema knows exactly the values that there are.
+    let schema: Value =
+        serde_json::from_str(&std::fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
+    let values: Value = serde_saphyr::from_str(&std::fs::read_to_string(chart().join("values.yaml")).unwrap()).unwrap();
+    compare("", &schema, &values);
+}
+
+/// `Pod` is what the Deployment's ReplicaSets would create, in a namespace that enforces the strictest level.
+#[tokio::test]
+async fn pods_satisfy_the_restricted_level() {
+    let plane = plane().await;
+    let labels: BTreeMap<_, _> =
+        ["enforce", "warn"].map(|mode| (format!("pod-security.kubernetes.io/{mode}"), "restricted")).into();
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "restricted", "labels": labels}});
+    kubectl(plane, &["apply", "-f", &file(plane, "restricted.json", &namespace.to_string())]);
+    let create = |pod: &Value| {
+        let file = file(plane, "pod.json", &pod.to_string());
+        plane.kubectl().args(["create", "--dry-run=server", "-n", "restricted", "-f", &file]).output().unwrap()
+    };
+    for values in VALUES {
+        let rendered = documents(&template(plane, values).unwrap());
+        let deployment = rendered.iter().find(|object| object["kind"] == "Deployment").unwrap();
+        let mut pod = deployment["spec"]["template"].clone();
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!("operator");
+        // Not there: it comes with the chart.
+        pod["spec"]["serviceAccountName"] = json!("default");
+        pod["spec"]["priorityClassName"] = json!("");
+        eventually("the namespace has its service account", PATIENCE, async || {
+            output(plane.kubectl().args(["get", "serviceaccount", "default", "-n", "restricted"]))
+        })
+        .await;
+        let said = create(&pod);
+        assert!(said.status.success(), "{values:?}: {}", String::from_utf8_lossy(&said.stderr));
+        assert_eq!(String::from_utf8_lossy(&said.stderr), "", "{values:?}");
+
+        // That the namespace would refuse otherwise.
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = String::from_utf8_lossy(&create(&pod).stderr).into_owned();
+        assert!(refused.contains(r#"violates PodSecurity "restricted:latest""#), "{refused}");
+    }
+}
+
+/// What the operator may do, from the roles that are bound to its account: `verb group/resource[name]`, cluster-wide or
+/// in its own namespace.
+fn rights(rendered: &[Value]) -> BTreeSet<String> {
+    let account = "keywright";
+    let mut found = BTreeSet::new();
+    for binding in
+        rendered.iter().filter(|object| matches!(object["kind"].as_str(), Some("RoleBinding" | "ClusterRoleBinding")))
+    {
+        let bound = binding["subjects"].as_array().unwrap().iter().all(|subject| {
+            subject["kind"] == "ServiceAccount" && subject["name"] == account && subject["namespace"] == NAMESPACE
+        });
+        assert!(bound, "a binding for somebody else: {binding}");
+        let (kind, name) = (&binding["roleRef"]["kind"], &binding["roleRef"]["name"]);
+        let role = rendered.iter().find(|object| object["kind"] == *kind && object["metadata"]["name"] == *name);
+        let scope = if binding["kind"] == "ClusterRoleBinding" { "cluster" } else { "own" };
+        let strings = |value: &Value| -> Vec<String> {
+            value.as_array().into_iter().flatten().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        for rule in role.expect("a role that the chart brings")["rules"].as_array().unwrap() {
+            assert!(rule.get("nonResourceURLs").is_none(), "{rule}");
+            let names = match strings(&rule["resourceNames"]) {
+                names if names.is_empty() => vec![String::new()],
+                names => names.into_iter().map(|name| format!("[{name}]")).collect(),
+            };
+            for group in strings(&rule["apiGroups"]) {
+                for resource in strings(&rule["resources"]) {
+                    for verb in strings(&rule["verbs"]) {
+                        found.extend(names.iter().map(|name| format!("{scope}: {verb} {group}/{resource}{name}")));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+const RIGHTS: [&str; 27] = [
+    "cluster: create /secrets",
+    "cluster: create events.k8s.io/events",
+    "cluster: create keywright.dev/permissioncatalogs",
+    "cluster: get /secrets",
+    "cluster: get admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: get keywright.dev/apikeys",
+    "cluster: get keywright.dev/permissioncatalogs",
+    "cluster: list admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: list keywright.dev/apikeys",
+    "cluster: list keywright.dev/permissioncatalogs",
+    "cluster: patch /secrets",
+    "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: patch events.k8s.io/events",
+    "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
+    "cluster: patch keywright.dev/permissioncatalogs/status",
+    "cluster: patch keywright.dev/apikeys/status",
+    "cluster: update keywright.dev/apikeys/finalizers",
+    "cluster: watch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: watch keywright.dev/apikeys",
+    "cluster: watch keywright.dev/permissioncatalogs",
+    "own: create coordination.k8s.io/leases",
+    "own: get /secrets[keywright-webhook-ca]",
+    "own: get coordination.k8s.io/leases[keywright-operator]",
+    "own: list /secrets[keywright-webhook-ca]",
+    "own: update /secrets[keywright-webhook-ca]",
+    "own: update coordination.k8s.io/leases[keywright-operator]",
+    "own: watch /secrets[keywright-webhook-ca]",
+];
+
+#[tokio::test]
+async fn the_operator_has_these_rights_and_no_others() {
+    let plane = plane().await;
+    let expected: BTreeSet<String> = RIGHTS.iter().map(ToString::to_string).collect();
+    let found = rights(&documents(&template(plane, &[]).unwrap()));
+    let more: Vec<_> = found.difference(&expected).collect();
+    let less: Vec<_> = expected.difference(&found).collect();
+    assert!(more.is_empty() && less.is_empty(), "more than the list: {more:#?}\nless than the list: {less:#?}");
+
+    // With cert-manager, and without the catalogue, it loses the rights that it then has no use for.
+    let fewer = rights(&documents(&template(plane, &["certManager.enabled=true", "catalog.enabled=false"]).unwrap()));
+    assert!(fewer.is_subset(&expected));
+    let lost: Vec<_> = expected.difference(&fewer).map(String::as_str).collect();
+    assert_eq!(
+        lost,
+        [
+            "cluster: create keywright.dev/permissioncatalogs",
+            "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+            "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
+            "own: get /secrets[keywright-webhook-ca]",
+            "own: list /secrets[keywright-webhook-ca]",
+            "own: update /secrets[keywright-webhook-ca]",
+            "own: watch /secrets[keywright-webhook-ca]",
+        ]
+    );
+}
+
+/// The whole life of a release, with the operator as the Deployment says after each step.
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story")]
+async fn install_upgrade_uninstall_and_install_again() {
+    let plane = &fresh().await;
+    let (release, operator) = support::install(plane).await.unwrap();
+    can_i_as_the_operator(plane);
+
+    kubectl(plane, &["create", "namespace", "shop"]);
+    let example = repository().join("examples/send-your-data.yaml");
+    let apply_key = async || {
+        eventually("the key is applied", PATIENCE, async || {
+            output(plane.kubectl().args(["apply", "-n", "shop", "-f", example.to_str().unwrap()]))
+        })
+        .await;
+        kubectl(plane, &["wait", "-n", "shop", "--for=condition=Ready", "apikey/checkout-telemetry", "--timeout=60s"]);
+    };
+    apply_key().await;
+    let value = || get(plane, &["-n", "shop", "secret", "checkout-telemetry-secret"])["data"]["key-value"].clone();
+    let tokens = || get(plane, &["-n", "shop", "apikey", "checkout-telemetry"])["status"]["tokens"].clone();
+    let (minted, digest) = (value(), tokens());
+    assert!(minted.is_string());
+    let bundle = || {
+        get(plane, &["validatingwebhookconfiguration", "keywright"])["webhooks"][0]["clientConfig"]["caBundle"].clone()
+    };
+    let trusted = bundle();
+    assert!(trusted.as_str().is_some_and(|text| text.len() > 100), "{trusted}");
+
+    // An upgrade: other values, CRDs that somebody left old, a catalogue that somebody changed.
+    // As a release of an older chart would have left it: applied by helm.
+    let mut old = get(plane, &["crd", "apikeys.keywright.dev"]);
+    old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        .as_object_mut()
+        .unwrap()
+        .remove("displayName");
+    let metadata = old["metadata"].as_object_mut().unwrap();
+    metadata.retain(|key, _| matches!(key.as_str(), "name" | "labels" | "annotations"));
+    old.as_object_mut().unwrap().remove("status");
+    let old = file(plane, "old-crd.json", &old.to_string());
+    kubectl(plane, &["apply", "--server-side", "--field-manager=helm", "-f", &old]);
+    kubectl(
+        plane,
+        &[
+            "patch",
+            "permissioncatalog",
+            "coralogix",
+            "--type=json",
+            "-p",
+            r#"[{"op": "remove", "path": "/spec/presets"}]"#,
+        ],
+    );
+    // Helm must neither take out what the operator wrote, nor fail over it.
+    Release::upgrade(plane, &["replicas=3", "log.level=debug"]).unwrap();
+    let deployment = get(plane, &["-n", NAMESPACE, "deployment", "keywright"]);
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert!(
+        deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("--log=debug"))
+    );
+    assert_eq!(bundle(), trusted, "the upgrade took the CA away");
+    let crd = get(plane, &["crd", "apikeys.keywright.dev"]);
+    let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+    assert!(spec["displayName"].is_object(), "the CRD was not upgraded");
+    release.route_webhook(plane, 1).await.unwrap();
+    // The pods of the new revision.
+    assert!(operator.terminate().await.unwrap().success());
+    drop(operator);
+    let operator = Operator::start(plane, &release, Options::default()).await.unwrap();
+    operator.wait_ready().await.unwrap();
+    eventually("the catalogue is as shipped again", PATIENCE, async || {
+        let catalog = get(plane, &["permissioncatalog", "coralogix"]);
+        let presets = catalog["spec"]["presets"].as_array().context("no presets")?.len();
+        ensure!(presets == 38 && catalog["status"]["presets"] == 38, "{presets} presets, {}", catalog["status"]);
+        Ok(())
+    })
+    .await;
+    apply_key().await;
+    assert_eq!((value(), tokens()), (minted.clone(), digest.clone()), "an upgrade is no rotation");
+    assert_eq!(bundle(), trusted);
+
+    // Uninstall: what users have stays.
+    assert!(operator.terminate().await.unwrap().success());
+    drop(operator);
+    let said =
+        output(plane.helm().args(["uninstall", "keywright", "-n", NAMESPACE, "--wait", "--timeout=60s"])).unwrap();
+    for crd in ["accesspolicies", "apikeys", "permissioncatalogs", "securitysettings"] {
+        get(plane, &["crd", &format!("{crd}.keywright.dev")]);
+        assert!(said.contains(&format!("{crd}.keywright.dev")), "helm says what it keeps: {said}");
+    }
+    assert_eq!(get(plane, &["permissioncatalog", "coralogix"])["spec"]["presets"].as_array().unwrap().len(), 38);
+    assert_eq!((value(), tokens()), (minted.clone(), digest.clone()));
+    for kind in [
+        "validatingwebhookconfigurations",
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+        "clusterroles",
+        "clusterrolebindings",
+    ] {
+        let left = kubectl(plane, &["get", kind, "-l", "app.kubernetes.io/part-of=keywright", "-o", "name"]);
+        assert_eq!(left, "", "left behind");
+    }
+    let left = kubectl(
+        plane,
+        &[
+            "get",
+            "all,configmaps,leases,roles,rolebindings,networkpolicies,pdb",
+            "-n",
+            NAMESPACE,
+            "-l",
+            "app.kubernetes.io/part-of=keywright",
+            "-o",
+            "name",
+        ],
+    );
+    assert_eq!(left, "", "left behind");
+
+    // Nothing is in the way of anybody: keys can be changed and deleted, and namespaces can go.
+    kubectl(plane, &["create", "namespace", "leaving"]);
+    kubectl(plane, &["apply", "-n", "leaving", "-f", example.to_str().unwrap()]);
+    kubectl(plane, &["delete", "namespace", "leaving", "--timeout=60s"]);
+    kubectl(plane, &["label", "-n", "shop", "apikey/checkout-telemetry", "touched=yes"]);
+    kubectl(plane, &["delete", "namespace", NAMESPACE, "--timeout=60s"]);
+
+    // Install again: it takes over what is there.
+    let release = Release::install(plane, &[]).await.unwrap();
+    let operator = Operator::start(plane, &release, Options::default()).await.unwrap();
+    operator.wait_ready().await.unwrap();
+    apply_key().await;
+    let generation = get(plane, &["-n", "shop", "apikey", "checkout-telemetry"])["metadata"]["generation"].clone();
+    eventually("the key is looked after again", PATIENCE, async || {
+        let key = get(plane, &["-n", "shop", "apikey", "checkout-telemetry"]);
+        ensure!(key["status"]["observedGeneration"] == generation, "{}", key["status"]);
+        Ok(())
+    })
+    .await;
+    assert_eq!((value(), tokens()), (minted, digest), "it is the same key to the end");
+    let crd = get(plane, &["crd", "apikeys.keywright.dev"]);
+    assert_eq!(crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    kubectl(plane, &["delete", "namespace", "shop", "--timeout=60s"]);
+}
+
+/// The rights that matter most, one by one; then all, against the same list.
+fn can_i_as_the_operator(plane: &ControlPlane) {
+    let account = format!("--as=system:serviceaccount:{NAMESPACE}:keywright");
+    let group = "--as-group=system:serviceaccounts";
+    let can = |namespace: &str, verb: &str, what: &str| {
+        let mut ask = plane.kubectl();
+        ask.args(["auth", "can-i", verb, what, "-n", namespace, &account, group]);
+        let said = ask.output().unwrap();
+        let answer = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+        assert!(answer == "yes" || answer.starts_with("no"), "{answer}");
+        answer == "yes"
+    };
+    for verb in ["list", "watch", "delete", "deletecollection", "update"] {
+        for namespace in ["default", NAMESPACE] {
+            assert!(!can(namespace, verb, "secrets"), "the operator can {verb} secrets in {namespace}");
+        }
+    }
+    for (verb, what) in [
+        ("update", "apikeys.keywright.dev"),
+        ("patch", "apikeys.keywright.dev"),
+        ("delete", "apikeys.keywright.dev"),
+        ("create", "apikeys.keywright.dev"),
+        ("delete", "permissioncatalogs.keywright.dev"),
+        ("patch", "permissioncatalogs.keywright.dev/other"),
+        ("create", "pods"),
+        ("get", "configmaps"),
+        ("create", "rolebindings.rbac.authorization.k8s.io"),
+        ("escalate", "clusterroles.rbac.authorization.k8s.io"),
+        ("impersonate", "users"),
+        ("create", "serviceaccounts/token"),
+        ("patch", "validatingwebhookconfigurations.admissionregistration.k8s.io/other"),
+        ("delete", "validatingwebhookconfigurations.admissionregistration.k8s.io/keywright"),
+        ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io"),
+        ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
+    ] {
+        assert!(!can("default", verb, what), "the operator can {verb} {what}");
+    }
+    for (verb, what) in
+        [("create", "secrets"), ("get", "secrets"), ("patch", "secrets"), ("list", "apikeys.keywright.dev")]
+    {
+        assert!(can("default", verb, what), "the operator cannot {verb} {what}");
+    }
+
+    let own: BTreeSet<String> =
+        all_rights(plane, "keywright").difference(&all_rights(plane, "nobody")).cloned().collect();
+    let expected: BTreeSet<String> = RIGHTS.iter().map(|right| right.split_once(": ").unwrap().1.to_owned()).collect();
+    assert_eq!(own, expected);
+}
+
+/// All rights of a service account in the operator's namespace, as the authorizer names them: `verb group/resource[name]`.
+fn all_rights(plane: &ControlPlane, account: &str) -> BTreeSet<String> {
+    let account = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+    let args = ["auth", "can-i", "--list", "-n", NAMESPACE, &account, "--as-group=system:serviceaccounts"];
+    let mut listed = BTreeSet::new();
+    for line in kubectl(plane, &args).lines().skip(1).filter(|line| !line.starts_with(' ')) {
+        let (resource, rest) = line.split_once(' ').unwrap();
+        let lists: Vec<&str> = rest.split('[').skip(1).map(|part| part.split(']').next().unwrap()).collect();
+        let [_, names, verbs] = lists[..] else { panic!("{line}") };
+        // Written resource.group/subresource.
+        let (kind, group) = resource.split_once('.').unwrap_or((resource, ""));
+        let (group, sub) =
+            group.split_once('/').map_or((group, String::new()), |(group, sub)| (group, format!("/{sub}")));
+        for verb in verbs.split(' ') {
+            let names = names.split(' ').map(|name| if name.is_empty() { String::new() } else { format!("[{name}]") });
+            listed.extend(names.map(|name| format!("{verb} {group}/{kind}{sub}{name}")));
+        }
+    }
+    listed
+}
+
+#[tokio::test]
+async fn the_plain_manifests_work_on_a_fresh_cluster_and_are_those_of_the_chart() {
+    let plane = &fresh().await;
+    let manifests = repository().join("charts/manifests");
+    let apply = ["apply", "--server-side", "--validate=strict", "-k", manifests.to_str().unwrap()];
+    let said = plane.kubectl().args(apply).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "", "a warning");
+    kubectl(plane, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+    let enforced = &get(plane, &["namespace", NAMESPACE])["metadata"]["labels"]["pod-security.kubernetes.io/enforce"];
+    assert_eq!(*enforced, "restricted");
+
+    // The port is the chart's own, so an address has to be found on which it is free.
+    let replica =
+        (100..200).find(|n| std::net::TcpListener::bind((std::net::Ipv4Addr::new(127, 0, 0, *n), 9443)).is_ok());
+    let options = Options { replica: replica.unwrap(), ..Options::default() };
+    let release = Release::adopt(plane, options.replica).await.unwrap();
+    let operator = Operator::start(plane, &release, options).await.unwrap();
+    operator.wait_ready().await.unwrap();
+    kubectl(plane, &["create", "namespace", "shop"]);
+    let example = repository().join("examples/send-your-data.yaml");
+    eventually("the key is applied", PATIENCE, async || {
+        output(plane.kubectl().args(["apply", "-n", "shop", "-f", example.to_str().unwrap()]))
+    })
+    .await;
+    kubectl(plane, &["wait", "-n", "shop", "--for=condition=Ready", "apikey/checkout-telemetry", "--timeout=60s"]);
+
+    // Applying again takes nothing away from the operator.
+    let bundle = || {
+        get(plane, &["validatingwebhookconfiguration", "keywright"])["webhooks"][0]["clientConfig"]["caBundle"].clone()
+    };
+    let trusted = bundle();
+    assert!(trusted.is_string());
+    // The Service is another one here, as no kube-proxy leads to pods.
+    output(plane.kubectl().args(apply).arg("--force-conflicts")).unwrap();
+    assert_eq!(bundle(), trusted);
+
+    // Generated from the chart as `make generate` does it.
+    let rendered = template(plane, &["crds.keep=false"]).unwrap();
+    let helm_only = ["app.kubernetes.io/managed-by: Helm", "helm.sh/chart: "];
+    let fresh: Vec<_> = rendered.lines().filter(|line| !helm_only.iter().any(|part| line.contains(part))).collect();
+    let stored = std::fs::read_to_string(manifests.join("keywright.yaml")).unwrap();
+    let stored: Vec<_> = stored.lines().collect();
+    let first = fresh.iter().zip(&stored).position(|(one, other)| one != other);
+    assert!(fresh == stored, "run `make generate`: line {:?} of {}", first.map(|n| n + 1), stored.len());
+}
+
+#[tokio::test]
+async fn the_chart_passes_the_strict_lint() {
+    let plane = plane().await;
+    for values in VALUES {
+        let mut lint: Command = plane.helm();
+        lint.args(["lint", "--strict"]).arg(Path::new(&chart()));
+        output(lint.args(values.iter().flat_map(|value| ["--set-json", value])))
+            .unwrap_or_else(|e| panic!("{values:?}: {e:#}"));
+    }
+}

@@ -1,0 +1,190 @@
+//! What `kubectl explain` and `kubectl get` show: the manual that everyone has at hand.
+
+use serde_json::{Value, json};
+
+use crate::{Team, api_key};
+
+const KINDS: [&str; 4] = ["accesspolicies", "apikeys", "permissioncatalogs", "securitysettings"];
+
+/// Calls `visit` with the path of each schema that the CRD has, the schema, and the field's name if it is one.
+fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
+    visit(path, schema);
+    for (name, below) in schema["properties"].as_object().into_iter().flatten() {
+        walk(&format!("{path}.{name}"), below, visit);
+    }
+    for inner in ["items", "additionalProperties"] {
+        if schema[inner].is_object() {
+            walk(&format!("{path}[]"), &schema[inner], visit);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_field_is_explained_and_none_has_a_default() {
+    let team = Team::new().await;
+    let mut fields = 0;
+    for kind in KINDS {
+        let crd = team.get(&format!("crd/{kind}.keywright.dev"));
+        for version in crd["spec"]["versions"].as_array().unwrap() {
+            walk(kind, &version["schema"]["openAPIV3Schema"], &mut |path, schema| {
+                assert!(schema.get("default").is_none(), "{path} has a default: Argo CD would show a difference");
+                let preserves = schema.get("x-kubernetes-preserve-unknown-fields");
+                assert!(preserves.is_none(), "{path} takes unknown fields: a typo would go unnoticed");
+                // The entries of a list of words need no text of their own, and metadata is Kubernetes' own.
+                if path.ends_with("[]") || path.ends_with(".metadata") {
+                    return;
+                }
+                fields += 1;
+                let text = schema["description"].as_str().unwrap_or_default();
+                assert!(text.len() > 5 && text.ends_with('.'), "{path}: {text:?}");
+                assert!(!text.contains('`') && !text.contains("[`"), "{path}: markup in {text:?}");
+            });
+        }
+        let explained = team.kubectl(&["explain", kind, "--recursive"]);
+        assert!(explained.contains("GROUP:      keywright.dev"), "{explained}");
+        assert!(explained.contains("spec\t<Object>"), "{explained}");
+    }
+    assert!(fields > 100, "{fields}");
+}
+
+#[tokio::test]
+async fn explain_says_how_to_write_a_field() {
+    let team = Team::new().await;
+    let mut wrong = vec![];
+    for (field, text) in [
+        ("apikey", "Keywright mints its value once, writes it to a Secret"),
+        ("ak.spec.expiresAt", "2027-06-01T00:00:00Z"),
+        ("apikey.spec.rotation.overlap", "0s revokes it at once"),
+        ("apikey.spec.secret.name", "Absent means the ApiKey's name"),
+        ("apikey.status.state", "and of a Lost one for as long as somebody still has them"),
+        ("permissioncatalog.spec.presets.evidence", "How well the list of permissions is known"),
+        ("permissioncatalog.spec.permissions.rolesEvidence", "How well it is known which roles hold it"),
+        ("accesspolicy.spec.generalAccess", "for everyone whom no rule covers"),
+        ("accesspolicy.spec.rules.policyAccess", "Absent means the same as access"),
+        ("securitysettings.spec.workloadSecrets", "Absent means Deny"),
+        ("accesspolicy", "does not enforce access policies yet"),
+        ("securitysettings", "does not enforce them yet"),
+    ] {
+        // Lines are wrapped.
+        let explained = team.kubectl(&["explain", field]).split_whitespace().collect::<Vec<_>>().join(" ");
+        if !explained.contains(text) {
+            wrong.push(format!("{field}: no {text:?} in {explained}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let types = team.kubectl(&["explain", "apikey.spec.type"]);
+    for word in ["ENUM:", "Personal", "SendYourData", "Team"] {
+        assert!(types.contains(word), "{types}");
+    }
+}
+
+/// The header of a table, and the cells of the row of that object. Cells of the default columns have no spaces here.
+fn table(text: &str, name: &str) -> (Vec<String>, Vec<String>) {
+    let header = text.lines().next().unwrap();
+    // kubectl puts at least three spaces between columns; names of columns have single ones.
+    let starts: Vec<usize> = (0..header.len())
+        .filter(|at| !header[*at..].starts_with(' ') && (*at == 0 || header[..*at].ends_with("   ")))
+        .collect();
+    let row = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
+    let row: Vec<char> = row.chars().collect();
+    let cell = |line: &[char], n: usize| -> String {
+        let end = starts.get(n + 1).copied().unwrap_or(usize::MAX).min(line.len());
+        line[starts[n].min(end)..end].iter().collect::<String>().trim().to_owned()
+    };
+    let header: Vec<char> = header.chars().collect();
+    (0..starts.len()).map(|n| (cell(&header, n), cell(&row, n))).unzip()
+}
+
+#[tokio::test]
+async fn get_shows_the_list_of_keys() {
+    let team = Team::new().await;
+    let namespace = &team.namespace;
+    let spec = json!({
+        "displayName": "Shown", "type": "SendYourData", "presets": ["SendData"],
+        "expiresAt": "2099-06-01T00:00:00Z", "rotation": {"every": "720h"},
+    });
+    team.apply(&api_key("shown", &spec));
+    team.apply(&api_key("bob", &json!({"type": "Personal", "user": "bob", "presets": ["Alerts"], "active": false})));
+    let key = team.until_condition("apikey/shown", "Ready", "True", "Active").await;
+    team.until_condition("apikey/bob", "Ready", "True", "Inactive").await;
+
+    let (header, row) = table(&team.kubectl(&["get", "ak"]), "shown");
+    assert_eq!(header, ["NAME", "DISPLAY NAME", "TYPE", "STATE", "READY", "AGE"]);
+    assert_eq!(row[..5], ["shown", "Shown", "SendYourData", "Active", "True"]);
+
+    let (header, row) = table(&team.kubectl(&["get", "apikeys", "-o", "wide"]), "shown");
+    assert_eq!(header[6..], ["EXPIRES", "NEXT ROTATION", "SECRET", "ID", "REASON"]);
+    let status = &key["status"];
+    let [next, id] = ["nextRotationAt", "id"].map(|field| status[field].as_str().unwrap());
+    assert_eq!(row[6..], ["2099-06-01T00:00:00Z", next, "shown-secret", id, "Active"]);
+    assert!(next > "2026" && id.starts_with("key_") && id.len() == 20, "{next} {id}");
+
+    // The category has every kind; those that this version refuses are empty.
+    let all = team.kubectl(&["get", "keywright", "-o", "name"]);
+    assert!(all.contains("apikey.keywright.dev/shown"), "{all}");
+    assert!(all.contains("permissioncatalog.keywright.dev/coralogix"), "{all}");
+    let resources =
+        team.kubectl(&["api-resources", "--api-group=keywright.dev", "--categories=keywright", "--no-headers"]);
+    let resources: Vec<Vec<&str>> = resources.lines().map(|line| line.split_whitespace().collect()).collect();
+    let shorts: Vec<_> = resources.iter().map(|line| (line[0], line[1], line[3])).collect();
+    assert_eq!(
+        shorts,
+        [
+            ("accesspolicies", "akp", "true"),
+            ("apikeys", "ak", "true"),
+            ("permissioncatalogs", "akcat", "false"),
+            ("securitysettings", "akss", "true"),
+        ]
+    );
+
+    for (selector, names) in [
+        ("spec.type=SendYourData".to_owned(), "apikey.keywright.dev/shown\n"),
+        ("spec.type=Personal".to_owned(), "apikey.keywright.dev/bob\n"),
+        ("spec.user=bob".to_owned(), "apikey.keywright.dev/bob\n"),
+        ("status.state=Active".to_owned(), "apikey.keywright.dev/shown\n"),
+        ("status.state!=Active".to_owned(), "apikey.keywright.dev/bob\n"),
+        (format!("status.id={id}"), "apikey.keywright.dev/shown\n"),
+        (format!("status.id={id},spec.type=Personal"), ""),
+    ] {
+        assert_eq!(team.kubectl(&["get", "ak", "-o", "name", "--field-selector", &selector]), names, "{selector}");
+    }
+    let refused = team.try_kubectl(&["get", "ak", "--field-selector", "spec.displayName=Shown"]).unwrap_err();
+    assert!(format!("{refused:#}").contains("field label not supported"), "{refused:#} in {namespace}");
+
+    let (header, row) = table(&team.kubectl(&["get", "akcat"]), "coralogix");
+    assert_eq!(header, ["NAME", "PERMISSIONS", "PRESETS", "ACCEPTED", "AGE"]);
+    assert_eq!(row[..4], ["coralogix", "301", "38", "True"]);
+    for (kind, columns) in
+        [("accesspolicies", &["Mode", "General Access", "Age"][..]), ("securitysettings", &["One-Time Reveal", "Age"])]
+    {
+        let crd = team.get(&format!("crd/{kind}.keywright.dev"));
+        let shown = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array().unwrap();
+        assert_eq!(shown.iter().map(|column| &column["name"]).collect::<Vec<_>>(), columns, "{kind}");
+    }
+}
+
+/// kubectl asks for the strictest look at the fields: what it does not know is a mistake, and all else is no warning.
+#[tokio::test]
+async fn a_typo_is_refused_and_a_good_object_gives_no_warning() {
+    let team = Team::new().await;
+    let object = api_key("typo", &json!({"type": "Team", "presets": ["Alerts"], "expireAt": "2099-01-01T00:00:00Z"}));
+    let refused = team.refusal(&object);
+    assert!(refused.contains(r#"unknown field "spec.expireAt""#), "{refused}");
+
+    let file = team.file(&api_key("quiet", &json!({"type": "SendYourData", "presets": ["SendData"]})));
+    let mut apply = team.shared.plane.kubectl();
+    apply.args(["-n", &team.namespace, "apply", "-f", &file, "--validate=strict"]);
+    let said = apply.output().unwrap();
+    assert!(said.status.success());
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "", "a warning");
+
+    for kind in KINDS {
+        let crd = team.get(&format!("crd/{kind}.keywright.dev"));
+        let conditions = crd["status"]["conditions"].as_array().unwrap();
+        let bad = conditions.iter().find(|c| {
+            matches!(c["type"].as_str(), Some("NonStructuralSchema" | "KubernetesAPIApprovalPolicyConformant"))
+                && c["status"] != "False"
+        });
+        assert!(bad.is_none(), "{kind}: {bad:?}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Who switches off admission, or was faster than it, gains nothing: reconciliation holds the same rules.
+
+use keywright::api::KeyState;
+
+use crate::support::keys::{condition, sha256};
+use crate::*;
+
+#[tokio::test]
+async fn of_two_keys_on_one_secret_the_younger_waits_until_the_older_is_gone() {
+    let team = Team::bypassing().await;
+    let shared = spec_with(json!({"secret": {"name": "one-secret"}}));
+    team.create("b-older", shared.clone()).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await; // ages have whole seconds
+    team.create("a-younger", shared).await;
+    let older = team.ready("b-older").await;
+    let secret = async || team.secrets.get("one-secret").await.unwrap();
+    let value = value_of(&secret().await).unwrap();
+    let lost = |key: &ApiKey| is_up_to_date(key) && reason(key) == "SecretConflict";
+    let younger = team.until("a-younger", "in conflict", lost).await;
+    assert_stalled(&younger, "SecretConflict");
+    let message = &condition(&younger, "Ready").unwrap().message;
+    assert!(message.contains("b-older") && message.contains("spec.secret.name"), "{message}");
+    team.event("a-younger", "SecretConflict").await;
+
+    // The same one loses again: after a change of its own, a rotation of the other, and a new operator.
+    team.edit("a-younger", json!({"rotation": {"requestedAt": from_now(0)}})).await;
+    team.settled("a-younger").await;
+    team.cluster.restart().await;
+    team.edit("a-younger", json!({"displayName": "x"})).await;
+    let younger = team.settled("a-younger").await;
+    assert_stalled(&younger, "SecretConflict");
+    assert!(tokens(&younger).is_empty());
+    let held = secret().await;
+    assert_eq!(value_of(&held).unwrap(), value);
+    assert_eq!(Some(&held.owner_references()[0].uid), older.metadata.uid.as_ref());
+
+    team.keys.delete("b-older", &DeleteParams::background()).await.unwrap();
+    let younger = team.ready("a-younger").await;
+    let new = value_of(&secret().await).unwrap();
+    assert_ne!(new, value, "it does not inherit the value");
+    assert_eq!(tokens(&younger)[0].sha256, sha256(&new));
+    assert_eq!(secret().await.owner_references()[0].name, "a-younger");
+}
+
+#[tokio::test]
+async fn what_admission_would_refuse_is_rejected_without_a_secret_until_it_is_mended() {
+    let team = Team::bypassing().await;
+    let team_key = |more: Value| spec_with(more);
+    let ingest = |presets: Value| json!({"type": "SendYourData", "presets": presets});
+    let cases = [
+        ("preset", team_key(json!({"presets": ["Alertz"]})), "PresetNotFound", "did you mean Alerts"),
+        ("permission", team_key(json!({"permissions": ["alerts:Nope"]})), "PermissionNotFound", "spec.permissions[0]"),
+        ("rum", ingest(json!(["RUM", "SendData"])), "StandalonePreset", "stands alone"),
+        ("ingest", ingest(json!(["Alerts"])), "NotIngestion", "may only send data"),
+        ("policy", team_key(json!({"accessPolicyRef": {"name": "p"}})), "NotEnforced", "spec.accessPolicyRef"),
+        ("day", team_key(json!({"expiresAt": "2099-02-30T00:00:00Z"})), "InvalidTime", "no time that exists"),
+        ("label", team_key(json!({"secret": {"labels": {"a b": "c"}}})), "InvalidSecretMetadata", "spec.secret.labels"),
+    ];
+    for (name, spec, why, text) in &cases {
+        let good = if spec["type"] == "Team" { team_spec() } else { ingest(json!(["SendData"])) };
+        team.create(name, spec.clone()).await;
+        let key = team.settled(name).await;
+        assert_eq!(state(&key), Some(KeyState::Rejected), "{name}");
+        assert_stalled(&key, why);
+        let accepted = condition(&key, "Accepted").unwrap();
+        assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", *why));
+        assert!(accepted.message.contains(text), "{name}: {}", accepted.message);
+        assert!(tokens(&key).is_empty() && status(&key).presets.is_empty() && status(&key).permissions.is_empty());
+        assert!(team.secrets.get_opt(&format!("{name}-secret")).await.unwrap().is_none(), "{name} has a Secret");
+        assert!(team.event(name, why).await.contains(text));
+        team.keys
+            .replace(name, &PostParams::default(), &{
+                let mut mended = crate::key(name, &good);
+                mended.metadata.resource_version = team.keys.get(name).await.unwrap().resource_version();
+                mended
+            })
+            .await
+            .unwrap();
+        let key = team.ready(name).await;
+        assert_eq!(condition(&key, "Accepted").unwrap().status, "True");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_spec_takes_nothing_from_a_working_key_and_gives_it_nothing() {
+    let team = Team::bypassing().await;
+    let granted = json!({"permissions": ["logs.alerts:ReadConfig", "metrics.alerts:ReadConfig"]});
+    let (before, value) = team.minted("works", spec_with(granted)).await;
+    let wider = json!(["logs.alerts:ReadConfig", "spans.alerts:UpdateConfig", "nope:Read"]);
+    team.edit("works", json!({"presets": ["Alerts", "APIKeys"], "permissions": wider})).await;
+    let key = team.settled("works").await;
+    assert_stalled(&key, "PermissionNotFound");
+    assert_eq!(state(&key), Some(KeyState::Active), "it still works");
+    assert_eq!(tokens(&key), tokens(&before));
+    assert_eq!(status(&key).presets, ["Alerts"], "nothing is gained");
+    assert_eq!(status(&key).permissions, ["logs.alerts:ReadConfig"], "what the spec no longer asks for is gone");
+
+    // CVE-2026-22728 of a peer: a rotation must not be a way around.
+    team.edit("works", json!({"rotation": {"requestedAt": from_now(0), "overlap": "0s"}})).await;
+    let key = team.settled("works").await;
+    assert_ne!(team.value("works").await, value, "a leaked value can be replaced all the same");
+    assert_eq!((status(&key).presets.as_slice(), status(&key).permissions.len()), (&["Alerts".to_owned()][..], 1));
+
+    team.edit("works", json!({"permissions": ["logs.alerts:ReadConfig", "spans.alerts:UpdateConfig"]})).await;
+    let key = team.ready("works").await;
+    assert_eq!(status(&key).presets, ["Alerts", "APIKeys"]);
+    assert_eq!(status(&key).permissions, ["logs.alerts:ReadConfig", "spans.alerts:UpdateConfig"]);
+}
+
+/// An expiry that can't be read counts as past: what is not understood must not keep a key alive.
+#[tokio::test]
+async fn an_expiry_that_does_not_exist_stops_a_working_key() {
+    let team = Team::bypassing().await;
+    let (_, value) = team.minted("never", team_spec()).await;
+    team.edit("never", json!({"expiresAt": "2099-02-30T00:00:00Z"})).await;
+    let key = team.settled("never").await;
+    assert_eq!((state(&key), reason(&key)), (Some(KeyState::Expired), "InvalidTime"));
+    team.edit("never", json!({"expiresAt": null})).await;
+    let key = team.ready("never").await;
+    assert_eq!((state(&key), team.value("never").await), (Some(KeyState::Active), value));
+}

@@ -1,0 +1,162 @@
+//! What comes back from a backup, or under a new ApiKey, with its status, its owner or its place in time lost: a value
+//! that is proven to be the key's own is kept, and nothing else is believed.
+
+use keywright::api::KeyState;
+use kube::api::PropagationPolicy;
+
+use crate::support::keys::{RECORD, condition, sha256};
+use crate::*;
+
+/// A key with a history, so that there is something to lose.
+async fn rotated(team: &Team, name: &str) -> (ApiKey, Secret, String) {
+    team.minted(name, team_spec()).await;
+    team.edit(name, json!({"rotation": {"requestedAt": from_now(0), "overlap": "1h"}})).await;
+    let key = team.ready(name).await;
+    let secret = team.secret(name).await;
+    let value = value_of(&secret).unwrap();
+    assert_eq!(tokens(&key).len(), 2);
+    (key, secret, value)
+}
+
+/// The spec of a key, as Git has it.
+fn spec_of(key: &ApiKey) -> Value {
+    serde_json::to_value(&key.spec).unwrap()
+}
+
+/// Everything of a status but its conditions, which tell when they began.
+fn facts(key: &ApiKey) -> ApiKeyStatus {
+    ApiKeyStatus { conditions: vec![], observed_generation: None, ..status(key).clone() }
+}
+
+#[tokio::test]
+async fn a_key_created_anew_over_its_orphaned_secret_keeps_value_and_history() {
+    let team = Team::new().await;
+    let (before, _, value) = rotated(&team, "orphan").await;
+    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    team.keys.delete("orphan", &orphan).await.unwrap();
+    eventually("the ApiKey is gone", PATIENCE, async || {
+        ensure!(team.keys.get_opt("orphan").await?.is_none(), "it is there");
+        Ok(())
+    })
+    .await;
+    team.create("orphan", spec_of(&before)).await;
+    let key = team.ready("orphan").await;
+    assert_eq!(facts(&key), facts(&before));
+    let secret = team.secret("orphan").await;
+    assert_eq!(value_of(&secret).unwrap(), value);
+    assert_eq!(secret.owner_references().len(), 1);
+    assert_eq!(Some(&secret.owner_references()[0].uid), key.metadata.uid.as_ref());
+    assert!(team.event("orphan", "Adopted").await.contains(status(&key).id.as_deref().unwrap()));
+    team.delete("orphan").await; // the new owner takes the Secret along
+}
+
+#[tokio::test]
+async fn a_lost_status_is_rebuilt_from_the_secret() {
+    let team = Team::bypassing().await;
+    let (before, secret, _) = rotated(&team, "amnesia").await;
+    let mut blank = team.keys.get("amnesia").await.unwrap();
+    blank.status = None;
+    let blank = team.keys.replace_status("amnesia", &PostParams::default(), &blank).await.unwrap();
+    assert!(blank.status.is_none());
+    let key = team.after(&blank, "ready", |key| support::keys::settled(key).is_ok()).await;
+    assert_eq!(facts(&key), facts(&before));
+    assert_eq!(team.secret("amnesia").await, secret, "there was nothing to write");
+}
+
+/// As Velero restores: Secrets before custom resources, without owners, and no status.
+#[tokio::test]
+async fn a_secret_that_was_restored_before_its_key_is_adopted() {
+    let team = Team::new().await;
+    let (before, secret, value) = rotated(&team, "velero").await;
+    team.delete("velero").await;
+    let mut copy = backup(&secret);
+    copy.metadata.owner_references = None;
+    team.secrets.create(&PostParams::default(), &copy).await.unwrap();
+    team.create("velero", spec_of(&before)).await;
+    let key = team.ready("velero").await;
+    assert_eq!(facts(&key), facts(&before));
+    assert_eq!(team.value("velero").await, value);
+    assert_eq!(Some(&team.secret("velero").await.owner_references()[0].uid), key.metadata.uid.as_ref());
+    team.event("velero", "Adopted").await;
+}
+
+/// As a restore that keeps owners: the uid is of an ApiKey that is no more. The version of the owner is one that the
+/// garbage collector does not know, or it would race with this test for the Secret.
+#[tokio::test]
+async fn a_restored_secret_whose_owner_is_no_more_is_adopted() {
+    let team = Team::new().await;
+    let (before, secret, value) = rotated(&team, "dangling").await;
+    team.delete("dangling").await;
+    let mut copy = backup(&secret);
+    copy.metadata.owner_references.as_mut().unwrap()[0].api_version = "keywright.dev/v0".to_owned();
+    let mut old = record(&secret);
+    old["createdAt"] = json!(from_now(-24 * 3600));
+    old["current"]["mintedAt"] = json!(from_now(-12 * 3600));
+    copy.annotations_mut().insert(RECORD.to_owned(), old.to_string());
+    team.secrets.create(&PostParams::default(), &copy).await.unwrap();
+    team.create("dangling", spec_of(&before)).await;
+    let key = team.ready("dangling").await;
+    assert_eq!(tokens(&key)[0].sha256, tokens(&before)[0].sha256);
+    assert_eq!(team.value("dangling").await, value);
+    let owners = team.secret("dangling").await.metadata.owner_references.unwrap();
+    assert_eq!(owners.len(), 1);
+    assert_eq!(Some(&owners[0].uid), key.metadata.uid.as_ref());
+}
+
+/// S4: a Secret is adopted for what it proves, and not for what it looks like.
+#[tokio::test]
+async fn a_restored_secret_that_proves_nothing_is_left_alone() {
+    let team = Team::new().await;
+    let (_, other) = team.minted("other", team_spec()).await;
+    for (name, spoil) in [
+        (
+            "value",
+            &(|copy: &mut Secret, _| drop(copy.data.as_mut().unwrap().insert("key-value".to_owned(), data(&other))))
+                as &dyn Fn(&mut Secret, Value),
+        ),
+        ("name", &|copy, mut record| {
+            record["apiKey"] = json!("someone");
+            copy.annotations_mut().insert(RECORD.to_owned(), record.to_string());
+        }),
+        ("record", &|copy, _| drop(copy.annotations_mut().remove(RECORD))),
+        ("nonsense", &|copy, _| drop(copy.annotations_mut().insert(RECORD.to_owned(), "{}".to_owned()))),
+        ("type", &|copy, _| copy.type_ = Some("Opaque".to_owned())),
+        ("place", &|copy, _| {
+            let value = copy.data.as_mut().unwrap().remove("key-value").unwrap();
+            copy.data.as_mut().unwrap().insert("elsewhere".to_owned(), value);
+        }),
+    ] {
+        let (_, value) = team.minted(name, team_spec()).await;
+        let secret = team.secret(name).await;
+        team.delete(name).await;
+        let mut copy = backup(&secret);
+        copy.metadata.owner_references = None;
+        spoil(&mut copy, record(&secret));
+        let copy = team.secrets.create(&PostParams::default(), &copy).await.unwrap();
+        team.create(name, team_spec()).await;
+        let key = team.until(name, "in conflict", |key| reason(key) == "SecretConflict").await;
+        assert_stalled(&key, "SecretConflict");
+        assert!(condition(&key, "Ready").unwrap().message.contains("delete it"), "{name}: it says what to do");
+        assert!(tokens(&key).is_empty(), "{name}");
+        assert_eq!(team.secret(name).await, copy, "{name}: it was written");
+        team.secrets.delete(&format!("{name}-secret"), &DeleteParams::default()).await.unwrap();
+        let key = team.ready(name).await;
+        let new = team.value(name).await;
+        assert!(new != value && tokens(&key)[0].sha256 == sha256(&new), "{name}");
+    }
+}
+
+/// A Team key's value under a SendYourData ApiKey would have the wrong prefix, and perhaps rights that it had before.
+#[tokio::test]
+async fn a_value_of_another_type_is_not_adopted() {
+    let team = Team::new().await;
+    team.minted("typed", team_spec()).await;
+    let mut copy = backup(&team.secret("typed").await);
+    copy.metadata.owner_references = None;
+    team.delete("typed").await;
+    let copy = team.secrets.create(&PostParams::default(), &copy).await.unwrap();
+    team.create("typed", json!({"type": "SendYourData", "presets": ["SendData"]})).await;
+    let key = team.until("typed", "in conflict", |key| reason(key) == "SecretConflict").await;
+    assert_eq!(state(&key), Some(KeyState::Pending));
+    assert_eq!(team.secret("typed").await, copy);
+}
