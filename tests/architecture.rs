@@ -19,7 +19,7 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for path in entries.map(|entry| entry.unwrap().path()) {
         // What Cargo and git keep for themselves; the folder with this tag is Cargo's, whatever its name.
-        if path.file_name().is_some_and(|name| name == ".git") || path.join("CACHEDIR.TAG").exists() {
+        if path.file_name().is_some_and(|name| name == ".git") || path.join(".rustc_info.json").exists() {
             continue;
         }
         if path.is_dir() { walk(&path, found) } else { found.push(path) }

@@ -14,7 +14,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
+    Client, Resource, ResourceExt,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::sync::mpsc;
@@ -30,9 +30,41 @@ const TRICKLE: Duration = Duration::from_millis(100);
 /// Takes notes for publication.
 #[derive(Clone)]
 pub struct Events {
-    queue: mpsc::Sender<(ObjectReference, Note)>,
+    queue: mpsc::Sender<(Regarding, Note)>,
     metrics: Metrics,
     working: Arc<AtomicUsize>,
+}
+
+/// What an Event is about, as small as can be: a mass of new keys makes a long queue.
+struct Regarding {
+    api_version: fn() -> String,
+    kind: fn() -> String,
+    namespace: Option<Box<str>>,
+    name: Box<str>,
+    uid: Box<str>,
+}
+
+impl Regarding {
+    fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
+        Self {
+            api_version: || K::api_version(&()).into_owned(),
+            kind: || K::kind(&()).into_owned(),
+            namespace: object.namespace().map(String::into_boxed_str),
+            name: object.name_any().into_boxed_str(),
+            uid: object.uid().unwrap_or_default().into_boxed_str(),
+        }
+    }
+
+    fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some((self.api_version)()),
+            kind: Some((self.kind)()),
+            namespace: self.namespace.as_deref().map(str::to_owned),
+            name: Some(self.name.to_string()),
+            uid: Some(self.uid.to_string()),
+            ..ObjectReference::default()
+        }
+    }
 }
 
 /// Held while a key is worked on.
@@ -48,7 +80,7 @@ impl Events {
     /// Starts the task that publishes.
     #[must_use]
     pub fn start(client: Client, instance: String, metrics: Metrics) -> Self {
-        let (queue, mut notes) = mpsc::channel::<(ObjectReference, Note)>(QUEUE);
+        let (queue, mut notes) = mpsc::channel::<(Regarding, Note)>(QUEUE);
         let published = metrics.clone();
         let working = Arc::new(AtomicUsize::new(0));
         let keys = Arc::clone(&working);
@@ -67,11 +99,11 @@ impl Events {
                 };
                 // A new recorder each time: its cache keeps every Event for six minutes and is scanned at each one.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
-                match request("create Event", recorder.publish(&event, &regarding)).await {
+                match request("create Event", recorder.publish(&event, &regarding.reference())).await {
                     Ok(()) => published.event(true),
                     Err(error) => {
                         published.event(false);
-                        tracing::warn!(object = regarding.name, namespace = regarding.namespace, %error, "Event lost");
+                        tracing::warn!(object = &*regarding.name, namespace = regarding.namespace.as_deref(), %error, "Event lost");
                     }
                 }
             }
@@ -87,8 +119,8 @@ impl Events {
     }
 
     /// Hands a note over; never waits.
-    pub fn note(&self, regarding: ObjectReference, note: Note) {
-        if self.queue.try_send((regarding, note)).is_err() {
+    pub fn note<K: Resource<DynamicType = ()>>(&self, regarding: &K, note: Note) {
+        if self.queue.try_send((Regarding::of(regarding), note)).is_err() {
             self.metrics.event(false);
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams},
     core::Status,
 };
@@ -75,7 +75,7 @@ pub async fn report(
     match request("update status", catalogs.patch_status(&name, &params, &patch)).await {
         Ok(_) => {
             if let Some(note) = note {
-                events.note(catalog.object_ref(&()), note);
+                events.note(catalog, note);
             }
             Ok(())
         }

@@ -173,7 +173,8 @@ impl Claims {
     fn insert(&mut self, key: &ApiKey) -> (String, String, String) {
         let namespace = key.namespace().unwrap_or_default();
         let secret = secret_ref(key).name;
-        let claims = self.by_secret.entry((namespace.clone(), secret.clone())).or_default();
+        // Nearly always the only one, so without room for more.
+        let claims = self.by_secret.entry((namespace.clone(), secret.clone())).or_insert_with(|| Vec::with_capacity(1));
         claims.retain(|c| c.name != key.name_any());
         claims.push(claim_of(key));
         (namespace, secret, key.name_any())

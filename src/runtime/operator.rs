@@ -220,7 +220,7 @@ async fn feed_keys(
     queue: Queue,
     leader: watch::Receiver<bool>,
 ) {
-    let mut events = std::pin::pin!(feed::watch::<ApiKey>(client));
+    let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
         writer.apply_watcher_event(&event);
@@ -234,7 +234,7 @@ async fn feed_keys(
         }
         // A closed queue means that the process is stopping.
         let _ = match &event {
-            Event::Apply(key) => queue.send(ObjectRef::from_obj(key)),
+            Event::Apply(key) => queue.send(reference(key)),
             Event::Delete(key) => {
                 let namespace = key.namespace().unwrap_or_default();
                 let others = context.index.others_like(&namespace, key);
@@ -256,7 +256,7 @@ async fn feed_catalogs(
     leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
 ) {
-    let mut events = std::pin::pin!(feed::watch::<PermissionCatalog>(client));
+    let mut events = std::pin::pin!(feed::watch::<PermissionCatalog>(client, |_| {}));
     while let Some(event) = events.next().await {
         if index.apply_catalog(&event) {
             changed.notify_one();
@@ -267,8 +267,13 @@ async fn feed_catalogs(
     }
 }
 
+/// Name and namespace alone: the queue keeps a reference for every key, and needs no more to find it.
+fn reference(key: &ApiKey) -> ObjectRef<ApiKey> {
+    ObjectRef::new(&key.name_any()).within(key.metadata.namespace.as_deref().unwrap_or_default())
+}
+
 fn send_all(keys: &Store<ApiKey>, queue: &Queue) -> Result<(), mpsc::error::SendError<ObjectRef<ApiKey>>> {
-    keys.state().iter().try_for_each(|key| queue.send(ObjectRef::from_obj(&**key)))
+    keys.state().iter().try_for_each(|key| queue.send(reference(key)))
 }
 
 /// Reconciles from the moment of leadership until shutdown; ends when what was under way is done.

@@ -135,10 +135,10 @@ fn free_port() -> Result<u16> {
     bail!("no free port");
 }
 
-/// Cargo's target folder: the one with its tag, above this binary.
+/// Cargo's target folder, above this binary: Cargo keeps this file in it, whoever made the folder.
 pub fn target() -> Result<PathBuf> {
     let binary = std::env::current_exe()?;
-    let target = binary.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let target = binary.ancestors().find(|folder| folder.join(".rustc_info.json").exists());
     Ok(target.context("this binary is not in Cargo's target folder")?.to_owned())
 }
 

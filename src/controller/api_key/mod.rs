@@ -13,7 +13,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, Client, Resource, ResourceExt, api::PatchParams, core::Status, runtime::controller::Action};
+use kube::{Api, Client, ResourceExt, api::PatchParams, core::Status, runtime::controller::Action};
 use rand::{TryRng, rngs::SysRng};
 
 use self::act::Acted;
@@ -227,7 +227,7 @@ async fn report(
     }
     for note in notes {
         tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
-        context.events.note(key.object_ref(&()), note);
+        context.events.note(key, note);
     }
     Ok(true)
 }
