@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// Tells the time, in whole seconds: Kubernetes keeps no finer one.
+/// Tells the time, usually in whole seconds: most of Kubernetes keeps no finer one.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
@@ -22,11 +22,17 @@ impl Clock {
         Self(Arc::new(now))
     }
 
-    /// The time.
+    /// The time, in whole seconds.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let now = (self.0)();
+        let now = self.exact();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// The time as exactly as the clock tells it, for the few fields that keep it so (`MicroTime`).
+    #[must_use]
+    pub fn exact(&self) -> Timestamp {
+        (self.0)()
     }
 }
 

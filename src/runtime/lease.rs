@@ -228,7 +228,7 @@ impl Candidate {
         if let Decision::Wait(until) = decision {
             return Ok(Outcome::Taken(until));
         }
-        let new = claim(spec.as_ref(), &self.config.identity, self.clock.now(), self.config.duration);
+        let new = claim(spec.as_ref(), &self.config.identity, self.clock.exact(), self.config.duration);
         self.write(read, new).await?;
         Ok(Outcome::Held(now))
     }
@@ -252,7 +252,7 @@ impl Candidate {
             let Some(lease) = self.api.get_opt(&self.config.name).await? else { return Ok(()) };
             match lease.spec.clone() {
                 Some(spec) if spec.holder_identity.as_deref() == Some(&self.config.identity) => {
-                    self.write(Some(lease), vacate(&spec, self.clock.now())).await.map(drop)
+                    self.write(Some(lease), vacate(&spec, self.clock.exact())).await.map(drop)
                 }
                 _ => Ok(()),
             }
