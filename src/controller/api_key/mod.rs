@@ -163,7 +163,7 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         match act::act(&context.client, &namespace, key, step, now).await {
             Ok(Acted::Changed) if round == ROUNDS => {
                 let name = status::secret_ref(key).name;
-                let why = format!("{verb} Secret {name}: others keep writing to it");
+                let why = format!("{verb} Secret {name}: others keep writing to it (409)");
                 error = Some(("SecretWriteFailed", RequestError::new_local(why)));
             }
             Ok(Acted::Changed) => look = true,
