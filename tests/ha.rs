@@ -525,6 +525,9 @@ async fn a_replica_is_ready_when_the_api_server_trusts_it_and_not_before() {
     stage.route(1).await;
     eventually("it has tried to publish", PATIENCE, async || {
         ensure!(refused.struck() > 1, "{}", refused.struck());
+        // Its first lists come at their own pace, and are waited for before the bundle.
+        let answer = operator.get("/readyz").await.expect_err("nobody trusts it yet").to_string();
+        ensure!(!answer.contains("first list"), "{answer}");
         Ok(())
     })
     .await;
