@@ -105,6 +105,18 @@ impl Stage {
         Api::all(self.client.clone())
     }
 
+    /// Waits until the key is Ready, then until value, record and status agree on the only value there ever was.
+    async fn minted_once(&self, namespace: &str, name: &str, history: &History, although: &str) {
+        self.minted(namespace, name).await;
+        eventually("value, record and status agree", PATIENCE, async || {
+            let (key, secret, values) = history.now(name).await?;
+            agree(&key, &secret, &values)?;
+            ensure!(values.len() == 1, "{although}: minted {} times", values.len());
+            Ok(())
+        })
+        .await;
+    }
+
     async fn bundle(&self) -> Option<Vec<u8>> {
         let configuration = self.webhooks().get("keywright").await.expect("the webhook configuration");
         configuration.webhooks?.into_iter().next()?.client_config.ca_bundle.map(|bundle| bundle.0)
@@ -178,14 +190,7 @@ async fn of_two_replicas_one_leads_both_admit_and_each_key_is_minted_once() {
     for replica in [1, 2] {
         for number in 0..10 {
             let name = format!("key-{replica}-{number}");
-            stage.minted(&namespace, &name).await;
-            eventually("value, record and status agree", PATIENCE, async || {
-                let (key, secret, values) = history.now(&name).await?;
-                agree(&key, &secret, &values)?;
-                ensure!(values.len() == 1, "minted {} times", values.len());
-                Ok(())
-            })
-            .await;
+            stage.minted_once(&namespace, &name, &history, "two replicas run").await;
         }
     }
     assert_eq!(leaders().await.unwrap(), before, "leadership moved although nothing happened");
@@ -333,14 +338,7 @@ async fn a_leader_that_cannot_renew_ends_before_the_lease_runs_out() {
         assert!(first.log().contains("leadership lost"), "{}", first.log());
         for number in 1..=number {
             let name = format!("key-{number}");
-            stage.minted(&namespace, &name).await;
-            eventually("minted once", PATIENCE, async || {
-                let (key, secret, values) = history.now(&name).await?;
-                agree(&key, &secret, &values)?;
-                ensure!(values.len() == 1, "{fault:?}: {} values", values.len());
-                Ok(())
-            })
-            .await;
+            stage.minted_once(&namespace, &name, &history, &format!("{fault:?}")).await;
         }
     }
 }
