@@ -54,6 +54,7 @@ generate: ## Write the CRDs and the plain manifests from the code and the chart
 	tests/tools/build helm
 	cargo run --locked --bin keywright -- crds --directory crds
 	install -m 644 crds/*.yaml charts/keywright/files/crds/
+	cargo run --locked --bin keywright -- cluster-roles charts/keywright/files/coralogix.yaml > charts/keywright/files/cluster-roles.yaml
 	$(HELM) template keywright charts/keywright --namespace keywright-system --set crds.keep=false \
 		| grep -v -e 'app.kubernetes.io/managed-by: Helm' -e 'helm.sh/chart: ' > charts/manifests/keywright.yaml
 

@@ -305,31 +305,50 @@ fn rights(rendered: &[Value]) -> BTreeSet<String> {
     found
 }
 
-const RIGHTS: [&str; 27] = [
+const RIGHTS: [&str; 46] = [
     "cluster: create /secrets",
+    "cluster: create authorization.k8s.io/subjectaccessreviews",
     "cluster: create events.k8s.io/events",
     "cluster: create keywright.dev/permissioncatalogs",
+    "cluster: delete keywright.dev/keyreveals",
     "cluster: get /secrets",
+    "cluster: get admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
     "cluster: get admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: get keywright.dev/accesspolicies",
     "cluster: get keywright.dev/apikeys",
+    "cluster: get keywright.dev/keyreveals",
     "cluster: get keywright.dev/permissioncatalogs",
+    "cluster: get keywright.dev/securitysettings",
+    "cluster: list admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
     "cluster: list admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: list keywright.dev/accesspolicies",
     "cluster: list keywright.dev/apikeys",
+    "cluster: list keywright.dev/keyreveals",
     "cluster: list keywright.dev/permissioncatalogs",
+    "cluster: list keywright.dev/securitysettings",
     "cluster: patch /secrets",
+    "cluster: patch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
     "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
     "cluster: patch events.k8s.io/events",
-    "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
-    "cluster: patch keywright.dev/permissioncatalogs/status",
+    "cluster: patch keywright.dev/accesspolicies/status",
     "cluster: patch keywright.dev/apikeys/status",
+    "cluster: patch keywright.dev/keyreveals/status",
+    "cluster: patch keywright.dev/permissioncatalogs/status",
+    "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
     "cluster: update keywright.dev/apikeys/finalizers",
+    "cluster: watch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
     "cluster: watch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
+    "cluster: watch keywright.dev/accesspolicies",
     "cluster: watch keywright.dev/apikeys",
+    "cluster: watch keywright.dev/keyreveals",
     "cluster: watch keywright.dev/permissioncatalogs",
+    "cluster: watch keywright.dev/securitysettings",
     "own: create coordination.k8s.io/leases",
+    "own: get /secrets[keywright-sealing-keys]",
     "own: get /secrets[keywright-webhook-ca]",
     "own: get coordination.k8s.io/leases[keywright-operator]",
     "own: list /secrets[keywright-webhook-ca]",
+    "own: update /secrets[keywright-sealing-keys]",
     "own: update /secrets[keywright-webhook-ca]",
     "own: update coordination.k8s.io/leases[keywright-operator]",
     "own: watch /secrets[keywright-webhook-ca]",
@@ -352,8 +371,12 @@ async fn the_operator_has_these_rights_and_no_others() {
         lost,
         [
             "cluster: create keywright.dev/permissioncatalogs",
+            "cluster: get admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
+            "cluster: list admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
+            "cluster: patch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
             "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
             "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
+            "cluster: watch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
             "own: get /secrets[keywright-webhook-ca]",
             "own: list /secrets[keywright-webhook-ca]",
             "own: update /secrets[keywright-webhook-ca]",
@@ -449,7 +472,7 @@ async fn install_upgrade_uninstall_and_install_again() {
     drop(operator);
     let said =
         output(plane.helm().args(["uninstall", "keywright", "-n", NAMESPACE, "--wait", "--timeout=60s"])).unwrap();
-    for crd in ["accesspolicies", "apikeys", "permissioncatalogs", "securitysettings"] {
+    for crd in ["accesspolicies", "apikeys", "keyreveals", "permissioncatalogs", "securitysettings"] {
         get(plane, &["crd", &format!("{crd}.keywright.dev")]);
         assert!(said.contains(&format!("{crd}.keywright.dev")), "helm says what it keeps: {said}");
     }
@@ -537,7 +560,7 @@ fn can_i_as_the_operator(plane: &ControlPlane) {
         ("create", "serviceaccounts/token"),
         ("patch", "validatingwebhookconfigurations.admissionregistration.k8s.io/other"),
         ("delete", "validatingwebhookconfigurations.admissionregistration.k8s.io/keywright"),
-        ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io"),
+        ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/other"),
         ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
     ] {
         assert!(!can("default", verb, what), "the operator can {verb} {what}");

@@ -658,7 +658,8 @@ async fn no_value_leaves_its_secret_not_even_at_log_level_trace() {
     }
 
     let mut values = vec![];
-    for number in 0..5 {
+    // The third is a Personal key, whose Secret never has a value.
+    for number in [0, 1, 3, 4] {
         let place = format!("key-{number}-secret");
         let of_key = history.values(&place);
         assert_eq!(of_key.len(), 3, "mint and two rotations of {place}");

@@ -487,7 +487,7 @@ async fn without_an_operator_nothing_is_admitted_and_everything_can_be_deleted()
         operator.kill();
     }
     let refused = stage.try_key(&namespaces[0], &["Alerts"]).await.unwrap_err().to_string();
-    assert!(refused.contains(r#"failed calling webhook "apikeys.keywright.dev""#), "{refused}");
+    assert!(refused.contains("failed calling webhook") && refused.contains(".keywright.dev"), "{refused}");
     let mut changed = spec();
     changed["active"] = json!(false);
     let refused = apply(&stage.client, &namespaces[0], "one", &changed).await.unwrap_err().to_string();

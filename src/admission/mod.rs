@@ -1,10 +1,12 @@
-//! The validating webhook: what needs the catalogue or other objects, asked before anything is stored.
+//! The webhooks: who made an object is stamped, and what needs the catalogue, other objects or somebody's rights is
+//! asked before anything is stored.
 //!
-//! It only reads memory, has no effect and needs no request of its own, so it is safe for dry runs and takes
-//! microseconds. It sees nothing but this project's own kinds, never Secrets.
+//! They have no effect, so they are safe for dry runs. They see nothing but this project's own kinds, never Secrets.
+//! Everything is read from memory, except whether somebody holds the rights that are being put into a key.
 
 mod rules;
 pub mod self_check;
+mod stamp;
 
 use std::{future::ready, sync::Arc, time::Instant};
 
@@ -19,16 +21,18 @@ use axum::{
 use kube::{
     Resource,
     core::{
-        Status,
+        DynamicObject, Status,
         admission::{AdmissionRequest, AdmissionResponse, AdmissionReview},
         response::{StatusCause, StatusDetails, StatusSummary},
     },
+    runtime::reflector::Store,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
 use self::rules::Decision;
 use crate::{
-    api::{AccessPolicy, ApiKey, SecuritySettings},
+    access::{Cached, Cluster},
+    api::{AccessPolicy, ApiKey, KeyReveal, SecuritySettings},
     index::Index,
     runtime::{
         clock::Clock,
@@ -36,8 +40,11 @@ use crate::{
     },
 };
 
-/// The path that the webhook configuration names.
+/// The path of the validating webhook.
 pub const PATH: &str = "/validate";
+
+/// The path of the mutating webhook, which stamps.
+pub const STAMP_PATH: &str = "/stamp";
 
 /// Two objects of the largest size that etcd stores.
 const LARGEST_BODY: usize = 4 * 1024 * 1024;
@@ -47,6 +54,12 @@ const LARGEST_BODY: usize = 4 * 1024 * 1024;
 pub struct Context {
     /// What is known without asking.
     pub index: Arc<Index>,
+    /// Every ApiKey.
+    pub keys: Store<ApiKey>,
+    /// Who holds which right.
+    pub reviewer: Arc<Cached<Cluster>>,
+    /// Whether gate 1 is asked here, since no ValidatingAdmissionPolicy does.
+    pub roles: bool,
     /// The time.
     pub clock: Clock,
     /// Where counts go.
@@ -57,6 +70,7 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     Router::new()
         .route(PATH, post(validate).get(|| ready(StatusCode::NO_CONTENT)))
+        .route(STAMP_PATH, post(stamp))
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .with_state(context)
 }
@@ -81,15 +95,16 @@ async fn validate(State(context): State<Context>, body: Bytes) -> Response {
     let started = Instant::now();
     let kind = serde_json::from_slice::<Peek>(&body).map(|peek| peek.request.kind.kind);
     let (kind, answer) = match kind.as_deref() {
-        Ok("ApiKey") => (Kind::ApiKey, decide::<ApiKey>(&body, |request| rules::api_key(&context, request))),
-        Ok("AccessPolicy") => (Kind::AccessPolicy, decide::<AccessPolicy>(&body, rules::not_enforced)),
-        Ok("SecuritySettings") => (Kind::SecuritySettings, decide::<SecuritySettings>(&body, rules::not_enforced)),
+        Ok("ApiKey") => (Kind::ApiKey, api_key(&context, &body).await),
+        Ok("AccessPolicy") => (Kind::AccessPolicy, access_policy(&context, &body).await),
+        Ok("SecuritySettings") => (Kind::SecuritySettings, security_settings(&context, &body).await),
+        Ok("KeyReveal") => (Kind::KeyReveal, key_reveal(&context, &body).await),
         Ok(_) => (Kind::Other, Err("this webhook does not know the kind".to_owned())),
         Err(_) => (Kind::Other, Err("the body is no AdmissionReview".to_owned())),
     };
     let (response, verdict) = match answer {
         Ok((response, decision)) => {
-            decision.problems.iter().map(|p| p.rule).for_each(|rule| context.metrics.broke(rule));
+            decision.problems.iter().for_each(|problem| context.metrics.broke(problem.reason));
             let verdict = if response.allowed { Verdict::Allowed } else { Verdict::Denied };
             (Json(response.into_review()).into_response(), verdict)
         }
@@ -99,26 +114,63 @@ async fn validate(State(context): State<Context>, body: Bytes) -> Response {
     response
 }
 
-fn decide<K>(
-    body: &[u8],
-    rule: impl FnOnce(&AdmissionRequest<K>) -> Decision,
-) -> Result<(AdmissionResponse, Decision), String>
+type Answer = Result<(AdmissionResponse, Decision), String>;
+
+async fn api_key(context: &Context, body: &[u8]) -> Answer {
+    let request = read::<ApiKey>(body)?;
+    Ok(answer(&request, rules::api_key(context, &request).await))
+}
+
+async fn access_policy(context: &Context, body: &[u8]) -> Answer {
+    let request = read::<AccessPolicy>(body)?;
+    Ok(answer(&request, rules::access_policy(context, &request).await))
+}
+
+async fn security_settings(context: &Context, body: &[u8]) -> Answer {
+    let request = read::<SecuritySettings>(body)?;
+    Ok(answer(&request, rules::security_settings(context, &request).await))
+}
+
+async fn key_reveal(context: &Context, body: &[u8]) -> Answer {
+    let request = read::<KeyReveal>(body)?;
+    Ok(answer(&request, rules::key_reveal(context, &request).await))
+}
+
+/// Says who made an object, in the object.
+async fn stamp(body: Bytes) -> Response {
+    let request = match read::<DynamicObject>(&body) {
+        Ok(request) => request,
+        Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
+    };
+    let response = AdmissionResponse::from(&request);
+    match response.with_patch(stamp::patch(&request)) {
+        Ok(response) => Json(response.into_review()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn read<K>(body: &[u8]) -> Result<AdmissionRequest<K>, String>
 where
-    K: Resource<DynamicType = ()> + DeserializeOwned,
+    K: Resource + DeserializeOwned,
 {
     let review: AdmissionReview<K> = serde_json::from_slice(body)
-        .map_err(|error| format!("{} can't be read by this version of Keywright: {error}", K::kind(&())))?;
-    let request: AdmissionRequest<K> = review.try_into().map_err(|_| "the review has no request".to_owned())?;
-    let decision = rule(&request);
-    let mut response = AdmissionResponse::from(&request);
+        .map_err(|error| format!("the object can't be read by this version of Keywright: {error}"))?;
+    review.try_into().map_err(|_| "the review has no request".to_owned())
+}
+
+fn answer<K>(request: &AdmissionRequest<K>, decision: Decision) -> (AdmissionResponse, Decision)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let mut response = AdmissionResponse::from(request);
     if !decision.warnings.is_empty() {
         response.warnings = Some(decision.warnings.clone());
     }
     if !decision.problems.is_empty() {
         response.allowed = false;
-        response.result = refusal(&request, &decision);
+        response.result = refusal(request, &decision);
     }
-    Ok((response, decision))
+    (response, decision)
 }
 
 /// How many problems are told at once.
@@ -136,14 +188,20 @@ fn refusal<K: Resource<DynamicType = ()>>(request: &AdmissionRequest<K>, decisio
         }
     };
     let causes = decision.problems.iter().take(MOST_SHOWN).map(|problem| StatusCause {
-        reason: "FieldValueInvalid".to_owned(),
+        reason: if problem.forbidden { "FieldValueForbidden" } else { "FieldValueInvalid" }.to_owned(),
         message: problem.message.clone(),
         field: problem.field.clone(),
     });
+    // What somebody may not do is no mistake in the object.
+    let (code, reason) = if decision.problems.iter().all(|problem| problem.forbidden) {
+        (StatusCode::FORBIDDEN, "Forbidden")
+    } else {
+        (StatusCode::UNPROCESSABLE_ENTITY, "Invalid")
+    };
     Status {
         status: Some(StatusSummary::Failure),
-        code: StatusCode::UNPROCESSABLE_ENTITY.as_u16(),
-        reason: "Invalid".to_owned(),
+        code: code.as_u16(),
+        reason: reason.to_owned(),
         message,
         details: Some(StatusDetails {
             name: request.name.clone(),

@@ -1,3 +1,4 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,10 +14,17 @@ use serde::{Deserialize, Serialize};
     shortname = "akp",
     category = "keywright",
     namespaced,
+    status = "AccessPolicyStatus",
     derive = "PartialEq",
-    doc = "Who may view and manage the ApiKeys that refer to it. This version of Keywright does not enforce access policies yet, so it refuses them instead of accepting them silently.",
+    doc = "Who may view and manage the ApiKeys that refer to it, in addition to the role-based rights that they need anyway.",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "General Access", type_ = "string", json_path = ".spec.generalAccess"),
+    printcolumn(name = "Keys", type_ = "integer", json_path = ".status.keyCount"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Accepted")].status"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -29,7 +37,8 @@ use serde::{Deserialize, Serialize};
         .reason(Reason::FieldValueRequired),
 )]
 pub struct AccessPolicySpec {
-    /// Private: only the creator of a key may view and manage it. Advanced: rules and generalAccess decide.
+    /// Private: only the creator of a key may view and manage it, and only the creator of the policy may change the
+    /// policy. Advanced: rules and generalAccess decide.
     pub mode: AccessMode,
 
     /// Access by group. A NoAccess rule that matches wins; otherwise the highest level that matches.
@@ -73,12 +82,42 @@ pub struct AccessRule {
 }
 
 /// How much a subject may do.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AccessLevel {
-    /// View and change.
-    Manage,
-    /// View.
-    Read,
     /// Nothing.
     NoAccess,
+    /// View.
+    Read,
+    /// View and change.
+    Manage,
+}
+
+/// What the cluster makes of a policy. Written by the operator alone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessPolicyStatus {
+    /// The generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Accepted: the policy is in force. Ready: the same. Unmanageable is present, and True, while no group may
+    /// change the policy, so that only its creator or a holder of access-policies:UpdateAll can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// How many ApiKeys refer to this policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_count: Option<i64>,
+
+    /// The names of the ApiKeys that refer to this policy, in order; at most the first hundred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    pub keys: Vec<String>,
+
+    /// The groups that are locked out of these keys by a NoAccess rule. An asterisk stands for everyone whom no rule
+    /// covers; in a Private policy, for everyone but the creator of the key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub locked_out: Vec<String>,
 }

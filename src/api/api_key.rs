@@ -25,10 +25,13 @@ use serde::{Deserialize, Serialize};
     selectable = ".status.id",
     printcolumn(name = "Display Name", type_ = "string", json_path = ".spec.displayName"),
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
+    printcolumn(name = "Creator", type_ = "string", json_path = ".status.creator.name"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".spec.expiresAt", priority = 1),
+    printcolumn(name = "Last Used", type_ = "date", json_path = ".status.lastUsedAt", priority = 1),
+    printcolumn(name = "Creator Type", type_ = "string", json_path = ".status.creator.kind", priority = 1),
     printcolumn(name = "Next Rotation", type_ = "string", json_path = ".status.nextRotationAt", priority = 1),
     printcolumn(name = "Secret", type_ = "string", json_path = ".status.secretRef.name", priority = 1),
     printcolumn(name = "Id", type_ = "string", json_path = ".status.id", priority = 1),
@@ -65,8 +68,30 @@ use serde::{Deserialize, Serialize};
         .message("only Team and SendYourData keys support access policies: remove accessPolicyRef")
         .field_path(".accessPolicyRef")
         .reason(Reason::FieldValueForbidden),
-    validation = Rule::new("has(self.presets) && size(self.presets) > 0 || has(self.permissions) && size(self.permissions) > 0")
+    validation = Rule::new("has(self.legacy) || has(self.presets) && size(self.presets) > 0 || has(self.permissions) && size(self.permissions) > 0")
         .message("a key needs at least one entry in presets or permissions"),
+    validation = Rule::new("!has(self.legacy) || (!has(self.presets) || size(self.presets) == 0) && (!has(self.permissions) || size(self.permissions) == 0)")
+        .message("what a legacy key may do is fixed by its kind: remove presets and permissions, or remove legacy and make a custom key")
+        .field_path(".legacy")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("!has(self.legacy) || !has(self.rotation)")
+        .message("a legacy key can't be minted, so it can't be rotated: remove rotation, and replace the key by a custom one (kubectl keywright migrate)")
+        .field_path(".rotation")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("!has(self.legacy) || has(self.secret) && has(self.secret.name) && has(self.secret.key)")
+        .message("a legacy key is imported from a Secret that exists: set secret.name and secret.key to where its value is")
+        .field_path(".secret")
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("!has(self.legacy) || !has(self.secret) || !has(self.secret.labels) && !has(self.secret.annotations)")
+        .message("the Secret of a legacy key is never written: remove secret.labels and secret.annotations")
+        .field_path(".secret")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("!has(self.legacy) || self.type == {'AlertsRulesTags': 'Personal', 'LogsQuery': 'Personal', 'Team': 'Personal', 'SendYourData': 'SendYourData', 'Scim': 'Team'}[self.legacy]")
+        .message("legacy AlertsRulesTags, LogsQuery and Team keys are of type Personal, SendYourData of type SendYourData, Scim of type Team: correct type or legacy")
+        .field_path(".legacy"),
+    validation = Rule::new("has(self.legacy) == has(oldSelf.legacy) && (!has(self.legacy) || self.legacy == oldSelf.legacy)")
+        .message("legacy is immutable: delete this ApiKey and create another")
+        .field_path(".legacy"),
 )]
 pub struct ApiKeySpec {
     /// The recognizable name of the key, shown in lists. Free text; absent means the object's name.
@@ -110,6 +135,13 @@ pub struct ApiKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_policy_ref: Option<AccessPolicyRef>,
 
+    /// Makes this a legacy key of the given kind: its value is not minted but imported from the Secret that
+    /// secret.name and secret.key name, which is read and never written; what it may do is fixed by the legacy roles
+    /// of the catalogue. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "LegacyKind")]
+    pub legacy: Option<LegacyKind>,
+
     /// When the key stops working, as an RFC 3339 time such as 2027-06-01T00:00:00Z. Absent means never. May be
     /// moved: an expired key works again, with the same value, once this lies in the future.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,9 +175,24 @@ pub enum KeyType {
     Team,
 }
 
+// Seed, "Migrate legacy keys to custom API keys": the kinds, and the type under which each is listed.
+/// The kind of a legacy key.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LegacyKind {
+    /// The Alerts, Rules and Tags API key; of type Personal.
+    AlertsRulesTags,
+    /// The Logs Query API key; of type Personal.
+    LogsQuery,
+    /// The Team API key; of type Personal.
+    Team,
+    /// The Send-Your-Data key; of type SendYourData.
+    SendYourData,
+    /// The SCIM key; of type Team.
+    Scim,
+}
+
 /// Names an AccessPolicy in the same namespace.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
-
 pub struct AccessPolicyRef {
     /// The name of the AccessPolicy.
     #[schemars(length(min = 1, max = 253))]
@@ -212,6 +259,8 @@ pub struct SecretTemplate {
         validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
             .message("must consist of letters, digits, -, _ and ."),
         validation = Rule::new("self != '.' && !self.startsWith('..')").message("must not be . and not begin with .."),
+        validation = Rule::new("!(self in ['sealed-value', 'claimed'])")
+            .message("sealed-value and claimed are where sealed values are: choose another key"),
     )]
     pub key: Option<String>,
 
@@ -255,6 +304,18 @@ pub struct ApiKeyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
 
+    /// Who created the ApiKey, as the cluster authenticated it. It never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creator: Option<Creator>,
+
+    /// How the value is kept and whether somebody saw it. Absent while the value is plain in its Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reveal: Option<Reveal>,
+
+    /// When the key was last used, as far as a verifier says. Coarse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<Time>,
+
     /// When the first value of the key was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Time>,
@@ -289,6 +350,60 @@ pub struct ApiKeyStatus {
     /// When the value is due to be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_rotation_at: Option<Time>,
+}
+
+// Seed, "Actions": a key is listed with its creator's name and type.
+/// Who created an object.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Creator {
+    /// The user name.
+    pub name: String,
+    /// Whether that is a person or a workload.
+    pub kind: CreatorKind,
+}
+
+/// What kind of user created an object.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CreatorKind {
+    /// A user.
+    User,
+    /// A ServiceAccount, such as that of Argo CD.
+    ServiceAccount,
+}
+
+/// How a sealed value is shown.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Reveal {
+    /// Whether the value can be seen once only.
+    pub mode: RevealMode,
+    /// Whether it was.
+    pub state: RevealState,
+    /// When the current value was first revealed, or erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// Who saw it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// How often a sealed value may be seen.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RevealMode {
+    /// Sealed: whoever may view the key may reveal it, as often as they like.
+    Sealed,
+    /// Sealed, and gone from the cluster once it was revealed.
+    OneTime,
+}
+
+/// What became of a sealed value.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RevealState {
+    /// Nobody has seen the current value.
+    Unrevealed,
+    /// Somebody has.
+    Revealed,
+    /// Nobody did in time, and the value is gone.
+    Erased,
 }
 
 /// The state of a key, in one word.

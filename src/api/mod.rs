@@ -7,15 +7,18 @@
 
 mod access_policy;
 mod api_key;
+mod key_reveal;
 mod permission_catalog;
 mod security_settings;
 
-pub use access_policy::{AccessLevel, AccessMode, AccessPolicy, AccessPolicySpec, AccessRule};
+pub use access_policy::{AccessLevel, AccessMode, AccessPolicy, AccessPolicySpec, AccessPolicyStatus, AccessRule};
 pub use api_key::{
-    AccessPolicyRef, ApiKey, ApiKeySpec, ApiKeyStatus, KeyState, KeyType, Rotation, SecretRef, SecretTemplate, Token,
+    AccessPolicyRef, ApiKey, ApiKeySpec, ApiKeyStatus, Creator, CreatorKind, KeyState, KeyType, LegacyKind, Reveal,
+    RevealMode, RevealState, Rotation, SecretRef, SecretTemplate, Token,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+pub use key_reveal::{ApiKeyRef, KeyReveal, KeyRevealSpec, KeyRevealStatus, Requester};
 use kube::CustomResourceExt;
 pub use permission_catalog::{
     CatalogLevel, CatalogPermission, CatalogPreset, CatalogRole, Completeness, Evidence, LegacyRole, PermissionCatalog,
@@ -26,8 +29,20 @@ pub use security_settings::{Limits, SecuritySettings, SecuritySettingsSpec, Work
 /// The API group of every resource here, and the prefix of every label and annotation that Keywright writes.
 pub const GROUP: &str = "keywright.dev";
 
+/// The annotation in which the cluster stamps the name of the user who created an object. It is written when the object
+/// is created, and nobody can choose or change it.
+pub const CREATOR_ANNOTATION: &str = "keywright.dev/creator";
+
+/// Who created an object, as the cluster stamped it.
+#[must_use]
+pub fn creator(object: &impl kube::ResourceExt) -> Option<Creator> {
+    let name = object.annotations().get(CREATOR_ANNOTATION)?.clone();
+    let kind = if name.starts_with("system:serviceaccount:") { CreatorKind::ServiceAccount } else { CreatorKind::User };
+    Some(Creator { name, kind })
+}
+
 /// Every CRD of the group, in the order in which they are shipped.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![ApiKey::crd(), AccessPolicy::crd(), PermissionCatalog::crd(), SecuritySettings::crd()]
+    vec![ApiKey::crd(), AccessPolicy::crd(), KeyReveal::crd(), PermissionCatalog::crd(), SecuritySettings::crd()]
 }

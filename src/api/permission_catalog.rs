@@ -3,6 +3,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::LegacyKind;
+
 /// Permissions, presets, roles and legacy roles that keys may carry. Several catalogues merge.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[kube(
@@ -236,7 +238,12 @@ pub struct LegacyRole {
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
-    /// The legacy key that has this role.
+    /// The kind of legacy key that has this role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "LegacyKind")]
+    pub legacy_kind: Option<LegacyKind>,
+
+    /// The legacy key that has this role, in the words of the described system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub legacy_key: Option<String>,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
     category = "keywright",
     namespaced,
     derive = "PartialEq",
-    doc = "The API key security settings of a namespace. This version of Keywright does not enforce them yet, so it refuses them instead of accepting them silently.",
+    doc = "The API key security settings of a namespace: whether values can be seen once only, limits for keys, and the groups that may not see Team keys.",
     printcolumn(name = "One-Time Reveal", type_ = "boolean", json_path = ".spec.oneTimeReveal"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name == 'default'")
@@ -26,10 +26,18 @@ pub struct SecuritySettingsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_reveal: Option<bool>,
 
-    /// Whether keys under one-time reveal are also written to a plain Secret for workloads. Absent means Deny.
+    /// Whether keys under one-time reveal are also written to a plain Secret for workloads. Absent means Deny. Never
+    /// applies to Personal keys, which are for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "WorkloadSecrets")]
     pub workload_secrets: Option<WorkloadSecrets>,
+
+    /// Erase a sealed value that nobody revealed within this time from when it was minted, as a duration such as 168h.
+    /// Absent means never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24))]
+    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
+    pub erase_unrevealed_after: Option<String>,
 
     /// Limits for every key of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,7 +78,8 @@ pub struct Limits {
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
     pub max_rotation_interval: Option<String>,
 
-    /// Deactivate a key that was not used for this long, as a duration such as 2160h.
+    /// Deactivate a key that was not used for this long, as a duration such as 2160h. Counts from the last use that a
+    /// verifier reported, or from the last rotation if that is later; a key without any reported use stays active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]

@@ -4,7 +4,8 @@ use std::{io::Write, path::Path, process::ExitCode};
 
 use clap::Parser;
 use keywright::{
-    api,
+    access::roles::cluster_roles,
+    api::{self, PermissionCatalog},
     runtime::{
         args::{Args, Command},
         operator, telemetry,
@@ -13,6 +14,7 @@ use keywright::{
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
+        Command::ClusterRoles { catalog } => print_cluster_roles(&catalog),
         Command::Crds { directory } => crds(directory.as_deref()),
         Command::Operator(args) => telemetry::start(args.log_format, &args.log).and_then(|()| {
             let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
@@ -37,6 +39,17 @@ fn crds(directory: Option<&Path>) -> Result<ExitCode, String> {
             }
             None => write!(std::io::stdout(), "---\n{yaml}").map_err(|error| error.to_string())?,
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_cluster_roles(catalog: &Path) -> Result<ExitCode, String> {
+    let text = std::fs::read_to_string(catalog).map_err(|error| format!("{}: {error}", catalog.display()))?;
+    let catalog: PermissionCatalog =
+        serde_saphyr::from_str(&text).map_err(|error| format!("{}: {error}", catalog.display()))?;
+    for role in cluster_roles(&catalog.spec) {
+        let yaml = serde_saphyr::to_string(&role).map_err(|error| error.to_string())?;
+        write!(std::io::stdout(), "---\n{yaml}").map_err(|error| error.to_string())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,9 +3,11 @@
 //! Reconciliation reads from memory and from at most one Secret by name. `decide` is [`crate::domain`]; only `act`
 //! and `report` write.
 
+pub mod access_policy;
 pub mod api_key;
 pub mod backoff;
 pub mod events;
+pub mod key_reveal;
 pub mod permission_catalog;
 
 use kube::{ResourceExt, api::Patch, core::Status};

@@ -4,11 +4,11 @@
 //! contradict each other, the older one holds, so that adding a catalogue never changes what existing keys may do.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use crate::api::{Evidence, PermissionCatalogSpec};
+use crate::api::{Evidence, LegacyKind, PermissionCatalogSpec};
 
 /// One permission as keys see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub struct Report {
 pub struct Catalog {
     permissions: HashMap<String, Permission>,
     presets: HashMap<String, Preset>,
+    legacy: BTreeMap<LegacyKind, Vec<Arc<str>>>,
 }
 
 impl Catalog {
@@ -68,6 +69,9 @@ impl Catalog {
         }
         for (index, (_, spec)) in sources.iter().enumerate() {
             merged.add_presets(index, spec, &sources, &mut reports[index]);
+        }
+        for (index, (_, spec)) in sources.iter().enumerate() {
+            merged.add_legacy_roles(spec, &mut reports[index]);
         }
         (merged, sources.iter().map(|(name, _)| (*name).to_owned()).zip(reports).collect())
     }
@@ -143,6 +147,52 @@ impl Catalog {
                 Some(_) => report.presets += 1,
             }
         }
+    }
+
+    fn add_legacy_roles(&mut self, spec: &PermissionCatalogSpec, report: &mut Report) {
+        for entry in &spec.legacy_roles {
+            let Some(kind) = entry.legacy_kind else { continue };
+            let mut permissions = Vec::with_capacity(entry.permissions.len());
+            for name in &entry.permissions {
+                match self.permission(name) {
+                    Some(known) => permissions.push(Arc::clone(&known.name)),
+                    None => {
+                        report.invalid.push(format!("legacy role {}: no catalogue has permission {name}", entry.name));
+                    }
+                }
+            }
+            permissions.sort_unstable();
+            permissions.dedup();
+            match self.legacy.get(&kind) {
+                None => {
+                    self.legacy.insert(kind, permissions);
+                }
+                Some(known) if *known != permissions => {
+                    report
+                        .conflicts
+                        .push(format!("legacy role {}: {kind:?} keys have other permissions already", entry.name));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// What a legacy key of a kind may do. Nothing, if no catalogue says.
+    #[must_use]
+    pub fn legacy(&self, kind: LegacyKind) -> &[Arc<str>] {
+        self.legacy.get(&kind).map_or(&[], Vec::as_slice)
+    }
+
+    /// The preset that grants exactly these permissions, if there is one that may stand among others.
+    #[must_use]
+    pub fn preset_of(&self, permissions: &BTreeSet<Arc<str>>) -> Option<&str> {
+        let same = |preset: &&Preset| {
+            !preset.standalone
+                && preset.permissions.len() == permissions.len()
+                && preset.permissions.iter().all(|name| permissions.contains(name))
+        };
+        // By name, so that the answer is always the same.
+        self.presets.values().filter(same).map(|preset| &*preset.name).min()
     }
 
     /// Whether there is nothing in it, which means that no PermissionCatalog is installed.

@@ -10,10 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     duration,
     key::Digest,
-    record::{Entry, Previous, Record},
+    record::{Entry, Previous, Record, Sealed},
+    sealing,
     validate::Verdict,
 };
-use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, Token};
+use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, SecuritySettingsSpec, Token};
 
 /// How long a replaced value keeps working when the spec does not say.
 pub const DEFAULT_OVERLAP: Duration = Duration::from_hours(24);
@@ -142,9 +143,22 @@ pub struct Draft {
     created_at: Option<Timestamp>,
     requested_at: Option<String>,
     previous: Option<Previous>,
+    sealed: Option<Sealed>,
 }
 
 impl Draft {
+    /// Whether the value is the first of its key: how it is kept depends on the security settings.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.created_at.is_none()
+    }
+
+    /// This draft of a first value, once the security settings of its namespace are known.
+    #[must_use]
+    pub fn settled(self, spec: &ApiKeySpec, settings: Option<&SecuritySettingsSpec>) -> Self {
+        Self { sealed: sealing::at_first(spec, settings), ..self }
+    }
+
     /// The record of a value that was just minted for `key`.
     #[must_use]
     pub fn seal(self, key: &ApiKey, digest: Digest, now: Timestamp) -> Record {
@@ -156,6 +170,7 @@ impl Draft {
             requested_at: self.requested_at,
             current: Entry { sha256: digest.to_string(), minted_at: now },
             previous: self.previous,
+            sealed: self.sealed,
             labels: template.labels.into_keys().collect(),
             annotations: template.annotations.into_keys().collect(),
         }
@@ -183,6 +198,13 @@ pub enum Step {
         /// The record to be.
         record: Record,
     },
+    /// Take the sealed value out of the Secret, if it is still as it was read: nobody saw it in time.
+    Erase {
+        /// The Secret as it was read.
+        held: Held,
+        /// The record to be.
+        record: Record,
+    },
 }
 
 /// What a step is decided on.
@@ -196,14 +218,31 @@ pub struct World<'a> {
     pub rival: Option<&'a str>,
     /// Its Secret.
     pub secret: &'a Observed,
+    /// The security settings of its namespace.
+    pub settings: Option<&'a SecuritySettingsSpec>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// When a key counts as unused, if the settings know such a time: counted from the last use that a verifier reported,
+/// or from when the value was minted if that is later. A key without any reported use never does, since it may be that
+/// no verifier reports.
+#[must_use]
+pub fn unused_at(
+    settings: Option<&SecuritySettingsSpec>,
+    status: Option<&ApiKeyStatus>,
+    record: &Record,
+) -> Option<Timestamp> {
+    let limit = settings?.limits.as_ref()?.deactivate_unused_after.as_deref().and_then(duration::parse)?;
+    let used = status?.last_used_at.as_ref()?.0;
+    let last = used.max(record.current.minted_at).max(record.last_rotated_at.unwrap_or(used));
+    Some(later(last, signed(limit)))
 }
 
 /// Decides the next write.
 #[must_use]
 pub fn step(world: &World<'_>) -> Step {
-    let World { key, verdict, rival, secret, now } = *world;
+    let World { key, verdict, rival, secret, settings, now } = *world;
     let schedule = Schedule::of(&key.spec);
     let known = key.status.as_ref().and_then(record_of_status);
     match (secret, known) {
@@ -212,7 +251,7 @@ pub fn step(world: &World<'_>) -> Step {
             if !may_mint {
                 return Step::Rest;
             }
-            Step::Mint(Draft { created_at: None, requested_at: schedule.requested_at, previous: None })
+            Step::Mint(Draft { created_at: None, requested_at: schedule.requested_at, previous: None, sealed: None })
         }
         // The value is lost. Only an explicit request makes a new one: a silent new key would break every workload
         // that still has the old one, and hide that a Secret was deleted.
@@ -225,19 +264,30 @@ pub fn step(world: &World<'_>) -> Step {
                 created_at: Some(lost.created_at),
                 previous: schedule.retire(lost.current, now),
                 requested_at: schedule.requested_at,
+                sealed: sealing::after(lost.sealed.as_ref(), &key.spec),
             })
         }
         (Observed::Ours(held), _) => {
             let record = &held.record;
-            if schedule.is_due(record.current.minted_at, record.requested_at.as_deref(), now) {
+            // An unused key comes back by a request alone: the schedule would make it last for ever.
+            let unused = unused_at(settings, key.status.as_ref(), record).is_some_and(|at| at <= now);
+            let rests = unused && !schedule.is_requested(record.requested_at.as_deref());
+            if !rests && schedule.is_due(record.current.minted_at, record.requested_at.as_deref(), now) {
                 return Step::Rotate {
                     held: held.clone(),
                     draft: Draft {
                         created_at: Some(record.created_at),
                         previous: schedule.retire(record.current.clone(), now),
                         requested_at: schedule.requested_at.or_else(|| record.requested_at.clone()),
+                        sealed: sealing::after(record.sealed.as_ref(), &key.spec),
                     },
                 };
+            }
+            if let Some(sealed) = &record.sealed
+                && sealing::erase_at(record, settings).is_some_and(|at| at <= now)
+            {
+                let sealed = Some(Sealed { erased_at: Some(now), ..sealed.clone() });
+                return Step::Erase { held: held.clone(), record: Record { sealed, ..record.clone() } };
             }
             let template = key.spec.secret.clone().unwrap_or_default();
             let wanted = Record {
@@ -263,7 +313,7 @@ pub fn step(world: &World<'_>) -> Step {
 
 /// Whether the Secret must be read before deciding: the spec changed, something is due, or it is time for a look.
 #[must_use]
-pub fn must_read(key: &ApiKey, now: Timestamp, check_due: bool) -> bool {
+pub fn must_read(key: &ApiKey, settings: Option<&SecuritySettingsSpec>, now: Timestamp, check_due: bool) -> bool {
     let Some(status) = &key.status else { return false };
     // A Secret that was not in order is looked at each time, so that the status neither flaps nor grows old.
     if status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason.starts_with("Secret")) {
@@ -277,16 +327,24 @@ pub fn must_read(key: &ApiKey, now: Timestamp, check_due: bool) -> bool {
     check_due
         || status.observed_generation != key.metadata.generation
         || schedule.is_due(record.current.minted_at, record.requested_at.as_deref(), now)
+        || sealing::erase_at(&record, settings).is_some_and(|at| at <= now)
 }
 
 /// When something will be due that no event announces.
 #[must_use]
-pub fn next_wake(key: &ApiKey, status: &ApiKeyStatus, now: Timestamp) -> Option<Timestamp> {
+pub fn next_wake(
+    key: &ApiKey,
+    status: &ApiKeyStatus,
+    settings: Option<&SecuritySettingsSpec>,
+    now: Timestamp,
+) -> Option<Timestamp> {
     let schedule = Schedule::of(&key.spec);
     let overlap_end = status.tokens.get(1).and_then(|t| t.expires_at.as_ref()).map(|t| t.0);
     let rotation = status.tokens.first().and_then(|t| schedule.next_rotation(t.minted_at.0));
+    let unused = record_of_status(status).and_then(|record| unused_at(settings, Some(status), &record));
     // A rotation that is due although it lies in the past is blocked by something that will announce itself.
-    [schedule.expires_at, overlap_end, rotation].into_iter().flatten().filter(|at| *at > now).min()
+    let erasure = record_of_status(status).and_then(|record| sealing::erase_at(&record, settings));
+    [schedule.expires_at, overlap_end, rotation, unused, erasure].into_iter().flatten().filter(|at| *at > now).min()
 }
 
 /// The replaced value, if it works at `now` under this schedule.
@@ -309,6 +367,7 @@ pub fn record_of_status(status: &ApiKeyStatus) -> Option<Record> {
             expires_at: token.expires_at.as_ref().map_or(Timestamp::MIN, |t| t.0),
         }),
         current,
+        sealed: Sealed::of(status),
         labels: vec![],
         annotations: vec![],
     })
@@ -342,6 +401,7 @@ mod tests {
     struct Life {
         key: ApiKey,
         secret: Observed,
+        settings: Option<SecuritySettingsSpec>,
         minted: u8,
     }
 
@@ -350,7 +410,7 @@ mod tests {
             let mut key = ApiKey::new("k", spec(KeyType::Team, &["Alerts"], &[]));
             edit(&mut key.spec);
             key.metadata.generation = Some(1);
-            Self { key, secret: Observed::Missing, minted: 0 }
+            Self { key, secret: Observed::Missing, settings: None, minted: 0 }
         }
 
         fn edit(&mut self, edit: impl FnOnce(&mut ApiKeySpec)) {
@@ -376,12 +436,13 @@ mod tests {
             let now = at(seconds);
             let verdict = check(&self.key.spec, &catalog());
             let unread = Observed::NotRead;
-            let secret = if must_read(&self.key, now, true) { &self.secret } else { &unread };
-            let mut step = step(&World { key: &self.key, verdict: &verdict, rival: None, secret, now });
+            let settings = self.settings.as_ref();
+            let secret = if must_read(&self.key, settings, now, true) { &self.secret } else { &unread };
+            let mut step = step(&World { key: &self.key, verdict: &verdict, rival: None, secret, settings, now });
             if matches!(step, Step::Mint(_)) && self.secret != Observed::Missing {
                 // The create meets the Secret that is there: look, and decide again.
-                step =
-                    super::step(&World { key: &self.key, verdict: &verdict, rival: None, secret: &self.secret, now });
+                let secret = &self.secret;
+                step = super::step(&World { key: &self.key, verdict: &verdict, rival: None, secret, settings, now });
             }
             let record = match step.clone() {
                 Step::Rest => return (step, None),
@@ -389,7 +450,7 @@ mod tests {
                     self.minted += 1;
                     draft.seal(&self.key, Digest::of(&[self.minted]), now)
                 }
-                Step::Amend { record, .. } => record,
+                Step::Amend { record, .. } | Step::Erase { record, .. } => record,
             };
             let written = Some(record.clone());
             let version = format!("v{seconds}");
@@ -403,6 +464,9 @@ mod tests {
                 verdict: &verdict,
                 rival: None,
                 secret: &self.secret,
+                settings: self.settings.as_ref(),
+                policy: None,
+                import: None,
                 failure: None,
                 now: at(seconds),
             };
@@ -423,6 +487,86 @@ mod tests {
             let number = |t: &Token| (1..=self.minted).find(|n| Digest::of(&[*n]).to_string() == t.sha256).unwrap();
             self.status().tokens.iter().filter(works).map(number).collect()
         }
+    }
+
+    #[test]
+    fn an_unused_key_is_inactive_until_a_rotation_is_requested() {
+        let limits = crate::api::Limits { deactivate_unused_after: Some("1h".to_owned()), ..Default::default() };
+        let mut life = Life::new(|_| {});
+        life.settings = Some(SecuritySettingsSpec { limits: Some(limits), ..Default::default() });
+        life.rotation(|r| r.every = Some("90m".to_owned()));
+        life.run(0);
+        life.run(4000);
+        assert_eq!(life.status().state, Some(KeyState::Active), "nobody reports the use of keys");
+
+        let used = |life: &mut Life, seconds| {
+            life.key.status.as_mut().unwrap().last_used_at = Some(crate::api::Time(at(seconds)));
+            life.report(seconds);
+        };
+        used(&mut life, 600);
+        let wake = |life: &Life, now| next_wake(&life.key, life.status(), life.settings.as_ref(), at(now));
+        assert_eq!(wake(&life, 600), Some(at(4200)), "the use and an hour");
+        life.run(4199);
+        assert_eq!(life.status().state, Some(KeyState::Active));
+        life.run(4200);
+        assert_eq!(life.status().state, Some(KeyState::Inactive));
+        let ready = &life.status().conditions[0];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "Unused"));
+        assert!(ready.message.contains("change spec.rotation.requestedAt"), "{}", ready.message);
+        assert_eq!(life.status().last_used_at.as_ref().unwrap().0, at(600), "carried over");
+
+        assert_eq!(life.run(5400), Step::Rest, "the schedule does not bring it back");
+        life.rotation(|r| r.requested_at = Some(time(5500)));
+        assert!(matches!(life.run(5500), Step::Rotate { .. }));
+        assert_eq!(life.status().state, Some(KeyState::Active));
+        life.run(9099);
+        assert_eq!(life.status().state, Some(KeyState::Active), "counted from the new value");
+        life.run(9100);
+        assert_eq!(life.status().state, Some(KeyState::Inactive));
+        // Without the limit it works again.
+        life.settings = None;
+        life.run(9101);
+        assert_eq!(life.status().state, Some(KeyState::Active));
+    }
+
+    #[test]
+    fn the_first_stamp_of_a_creator_wins() {
+        let stamp = |life: &mut Life, name: &str| {
+            let annotation = (crate::api::CREATOR_ANNOTATION.to_owned(), name.to_owned());
+            life.key.metadata.annotations = Some([annotation].into());
+        };
+        let creator = |life: &Life| life.status().creator.clone();
+        let mut life = Life::new(|_| {});
+        life.run(0);
+        assert_eq!(creator(&life), None);
+        stamp(&mut life, "alice");
+        life.run(1);
+        stamp(&mut life, "mallory");
+        life.run(2);
+        life.key.metadata.annotations = None;
+        life.run(3);
+        assert_eq!(creator(&life).unwrap().name, "alice");
+        assert_eq!(creator(&life).unwrap().kind, crate::api::CreatorKind::User);
+        let mut other = Life::new(|_| {});
+        stamp(&mut other, "system:serviceaccount:argocd:argocd");
+        other.run(0);
+        assert_eq!(creator(&other).unwrap().kind, crate::api::CreatorKind::ServiceAccount);
+    }
+
+    #[test]
+    fn a_missing_policy_is_told_and_leaves_the_key_ready() {
+        let mut life = Life::new(|spec| {
+            spec.access_policy_ref = Some(crate::api::AccessPolicyRef { name: "p".to_owned() });
+        });
+        life.run(0);
+        let status = life.status();
+        assert_eq!(status.conditions[0].status, "True", "Ready");
+        let policy = status.conditions.iter().find(|c| c.type_ == "PolicyAccepted").unwrap();
+        assert_eq!((policy.status.as_str(), policy.reason.as_str()), ("False", "PolicyNotFound"));
+        let told = crate::domain::status::notes(None, status, true);
+        assert!(told.iter().any(|note| note.warning && note.reason == "PolicyNotFound"), "{told:?}");
+        let again = crate::domain::status::notes(Some(status), status, false);
+        assert!(again.is_empty(), "{again:?}");
     }
 
     #[test]
@@ -459,7 +603,7 @@ mod tests {
         assert_eq!(life.run(3599), Step::Rest);
         assert!(matches!(life.run(3600), Step::Rotate { .. }));
         assert_eq!(life.live(3600), [2, 1]);
-        assert_eq!(next_wake(&life.key, life.status(), at(3600)), Some(at(4200)));
+        assert_eq!(next_wake(&life.key, life.status(), None, at(3600)), Some(at(4200)));
         assert_eq!(life.live(4200), [2], "the verifier goes by the time, whether or not anybody reconciles");
         assert_eq!(life.run(4200), Step::Rest, "the end of an overlap needs no write to the Secret");
         assert_eq!(life.status().tokens.len(), 1);
@@ -592,8 +736,14 @@ mod tests {
     fn a_rival_or_a_broken_rule_keeps_a_key_from_being_minted() {
         let life = Life::new(|_| {});
         let verdict = check(&life.key.spec, &catalog());
-        let world =
-            World { key: &life.key, verdict: &verdict, rival: Some("older"), secret: &Observed::NotRead, now: at(0) };
+        let world = World {
+            key: &life.key,
+            verdict: &verdict,
+            rival: Some("older"),
+            secret: &Observed::NotRead,
+            settings: None,
+            now: at(0),
+        };
         assert_eq!(step(&world), Step::Rest);
         let mut broken = Life::new(|s| s.presets = vec!["Nope".to_owned()]);
         assert_eq!(broken.run(0), Step::Rest);

@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::api::RevealMode;
+
 /// The annotation that holds the record, as JSON.
 pub const ANNOTATION: &str = "keywright.dev/record";
 
@@ -32,12 +34,51 @@ pub struct Record {
     /// The value before it, while it still works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Previous>,
+    /// How the value is kept, if it is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
     /// The labels and annotations that come from `spec.secret`, so that those taken out there are taken out here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// See `labels`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,
+}
+
+/// The key in a Secret's data that holds a sealed value.
+pub const SEALED_VALUE: &str = "sealed-value";
+
+/// The key in a Secret's data that holds a value on its way to the one who took it, encrypted to that person.
+pub const CLAIMED: &str = "claimed";
+
+/// How a sealed value is kept, and what became of it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Sealed {
+    /// Whether it can be seen once only.
+    pub mode: RevealMode,
+    /// Whether a plain copy for workloads is beside it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
+    /// Who saw the value first; under one-time reveal, who took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    /// When it was erased, since nobody saw it in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Timestamp>,
+}
+
+/// The first granted request to see a value.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The uid of the KeyReveal. Empty if only the status knows of the claim, which has no room for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The user.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// One value, by its digest.

@@ -6,11 +6,16 @@
 use jiff::Timestamp;
 
 use super::{
+    gates::KnownPolicy,
+    legacy::Obstacle,
     lifecycle::{self, Observed, Schedule, record_of_status},
-    record::Record,
+    record::{Record, SEALED_VALUE, Sealed},
     validate::{Grants, Rule, Verdict},
 };
-use crate::api::{ApiKey, ApiKeyStatus, Condition, KeyState, SecretRef, Time, Token};
+use crate::api::{
+    ApiKey, ApiKeyStatus, Condition, KeyState, Reveal, RevealMode, RevealState, SecretRef, SecuritySettingsSpec, Time,
+    Token, creator,
+};
 
 /// The Secret that a key writes to when its spec names none (the names of Coralogix's own operator, so that
 /// workloads need not change).
@@ -25,6 +30,15 @@ pub fn secret_ref(key: &ApiKey) -> SecretRef {
     }
 }
 
+/// Where the value of a record is.
+fn place_of(key: &ApiKey, record: &Record) -> SecretRef {
+    let place = secret_ref(key);
+    match &record.sealed {
+        Some(sealed) if !sealed.plain => SecretRef { key: SEALED_VALUE.to_owned(), ..place },
+        _ => place,
+    }
+}
+
 /// What a reconciliation found out and did.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -36,6 +50,12 @@ pub struct Facts<'a> {
     pub rival: Option<&'a str>,
     /// Its Secret, after what was done.
     pub secret: &'a Observed,
+    /// The security settings of the namespace.
+    pub settings: Option<&'a SecuritySettingsSpec>,
+    /// The access policy that it refers to, if that exists.
+    pub policy: Option<&'a KnownPolicy>,
+    /// What keeps a legacy key from being imported.
+    pub import: Option<&'a Obstacle>,
     /// What could not be done, if anything.
     pub failure: Option<&'a Failure>,
     /// The time.
@@ -82,16 +102,21 @@ pub fn build(facts: &Facts<'_>) -> ApiKeyStatus {
         presets: grants.presets.iter().map(ToString::to_string).collect(),
         permissions: grants.permissions.iter().map(ToString::to_string).collect(),
         conditions: conditions(facts, &summary),
+        // The first stamp wins, so that whoever copies an object does not become its creator.
+        creator: old.and_then(|old| old.creator.clone()).or_else(|| creator(key)),
+        // Somebody else writes it.
+        last_used_at: old.and_then(|old| old.last_used_at.clone()),
         ..ApiKeyStatus::default()
     };
     if let Some(record) = known {
         status.id = Some(record.current.id());
         status.created_at = Some(Time(record.created_at));
-        status.secret_ref = Some(secret_ref(key));
+        status.secret_ref = Some(place_of(key, &record));
         status.last_rotated_at = record.last_rotated_at.map(Time);
         status.next_rotation_at = schedule.next_rotation(record.current.minted_at).map(Time);
         status.tokens = tokens(&schedule, &record, now);
         status.last_handled_requested_at = record.requested_at;
+        status.reveal = record.sealed.map(|sealed| sealed.reveal());
     }
     status
 }
@@ -128,26 +153,31 @@ fn in_force(verdict: &Verdict, old: Option<&ApiKeyStatus>, minted: bool) -> Gran
 }
 
 fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> Summary {
-    let Facts { key, verdict, rival, secret, failure, now } = *facts;
-    let place = secret_ref(key);
+    let Facts { key, verdict, rival, secret, settings, import, failure, now, .. } = *facts;
+    let place = known.map_or_else(|| secret_ref(key), |record| place_of(key, record));
     let minted = known.is_some();
+    let sealed = known.and_then(|record| record.sealed.as_ref());
+    let erased = sealed.is_some_and(Sealed::is_lost);
     let lost = minted
         && match secret {
             Observed::Missing | Observed::Foreign { .. } => true,
-            Observed::Ours(held) => !held.intact,
+            Observed::Ours(held) => erased || !held.intact,
             // Nobody looks only while all was well; a failed look leaves what was known.
-            Observed::NotRead => key.status.as_ref().and_then(|s| s.state) == Some(KeyState::Lost),
+            Observed::NotRead => erased || key.status.as_ref().and_then(|s| s.state) == Some(KeyState::Lost),
         };
+    let unused = known
+        .and_then(|record| lifecycle::unused_at(settings, key.status.as_ref(), record))
+        .is_some_and(|at| at <= now);
     let state = if minted {
         match () {
             () if schedule.expired(now) => KeyState::Expired,
-            () if !schedule.active => KeyState::Inactive,
+            () if !schedule.active || unused => KeyState::Inactive,
             () if lost => KeyState::Lost,
             () => KeyState::Active,
         }
     } else if schedule.expired(now) && verdict.problems.is_empty() {
         KeyState::Expired
-    } else if verdict.problems.iter().any(|p| p.rule != Rule::CatalogMissing) {
+    } else if verdict.problems.iter().any(|p| p.rule != Rule::CatalogMissing) || import.is_some_and(|i| !i.passing) {
         KeyState::Rejected
     } else {
         KeyState::Pending
@@ -172,42 +202,82 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
         let all: Vec<_> = verdict.problems.iter().map(ToString::to_string).collect();
         return summary(false, first.rule == Rule::CatalogMissing, first.rule.reason(), all.join("; "));
     }
+    if let Some(obstacle) = import {
+        return summary(false, obstacle.passing, obstacle.reason, obstacle.message.clone());
+    }
+    let legacy = key.spec.legacy.is_some();
     if lost && state != KeyState::Expired {
-        return match secret {
-            Observed::Ours(_) => summary(
-                false,
-                false,
-                "SecretValueChanged",
-                format!(
-                    "key {} of Secret {} no longer holds the value that was minted: change spec.rotation.requestedAt to mint a new one",
-                    place.key, place.name
-                ),
-            ),
-            _ => summary(
-                false,
-                false,
-                "SecretLost",
-                format!(
-                    "Secret {} is gone and the value can't be restored: bring the Secret back, or change spec.rotation.requestedAt to mint a new value",
-                    place.name
-                ),
-            ),
-        };
+        if erased && matches!(secret, Observed::Ours(_) | Observed::NotRead) {
+            let message = "the value was erased, since nobody revealed it in time: change spec.rotation.requestedAt to mint a new one";
+            return summary(false, false, "ValueErased", message.to_owned());
+        }
+        let (reason, message) = loss(matches!(secret, Observed::Ours(_)), legacy, &place);
+        return summary(false, false, reason, message);
     }
     match state {
         KeyState::Expired => {
             let at = key.spec.expires_at.as_deref().unwrap_or_default();
             summary(false, false, "Expired", format!("expired at {at}: move spec.expiresAt to use the key again"))
         }
+        KeyState::Inactive if unused && schedule.active => {
+            let way = if legacy {
+                "a legacy key can't be minted: replace it by a custom key, or raise the limit"
+            } else {
+                "change spec.rotation.requestedAt to mint a new value"
+            };
+            let message =
+                format!("not used for as long as limits.deactivateUnusedAfter of the SecuritySettings: {way}");
+            summary(false, false, "Unused", message)
+        }
         KeyState::Inactive => {
             summary(true, false, "Inactive", "inactive, as spec.active asks; the value is kept".to_owned())
         }
-        KeyState::Active => {
-            summary(true, false, "Active", format!("the value is in Secret {}, key {}", place.name, place.key))
-        }
+        KeyState::Active => summary(true, false, "Active", whereabouts(sealed, &place)),
         KeyState::Pending | KeyState::Rejected | KeyState::Lost => {
             summary(false, true, "Minting", format!("the value is being written to Secret {}", place.name))
         }
+    }
+}
+
+/// What became of the value: it was changed in its Secret, or is gone with it.
+fn loss(changed: bool, legacy: bool, place: &SecretRef) -> (&'static str, String) {
+    let SecretRef { name, key } = place;
+    let message = match (changed, legacy) {
+        (true, false) => format!(
+            "key {key} of Secret {name} no longer holds the value that was minted: change spec.rotation.requestedAt to \
+             mint a new one"
+        ),
+        (false, false) => format!(
+            "Secret {name} is gone and the value can't be restored: bring the Secret back, or change \
+             spec.rotation.requestedAt to mint a new value"
+        ),
+        (true, true) => format!(
+            "key {key} of Secret {name} no longer holds the value that was imported: bring that value back; a legacy \
+             key can't be minted, so for a new value replace it by a custom key"
+        ),
+        (false, true) => format!(
+            "Secret {name} is gone: bring it back with the value that was imported; a legacy key can't be minted, so \
+             for a new value replace it by a custom key"
+        ),
+    };
+    (if changed { "SecretValueChanged" } else { "SecretLost" }, message)
+}
+
+/// Where the value of a key that works is, and how to see it.
+fn whereabouts(sealed: Option<&Sealed>, place: &SecretRef) -> String {
+    let Some(sealed) = sealed else {
+        return format!("the value is in Secret {}, key {}", place.name, place.key);
+    };
+    let Reveal { mode, state, by, .. } = sealed.reveal();
+    match (mode, state, by) {
+        (RevealMode::OneTime, RevealState::Unrevealed, _) => {
+            "the value is sealed and can be revealed once: kubectl keywright reveal shows it".to_owned()
+        }
+        (RevealMode::OneTime, RevealState::Revealed, by) => {
+            format!("the value was revealed to {}, and can't be revealed again", by.unwrap_or_default())
+        }
+        (_, RevealState::Erased, _) => "the sealed value was erased, since nobody revealed it in time".to_owned(),
+        (RevealMode::Sealed, ..) => "the value is sealed: kubectl keywright reveal shows it".to_owned(),
     }
 }
 
@@ -222,6 +292,14 @@ fn conditions(facts: &Facts<'_>, summary: &Summary) -> Vec<Condition> {
     let ready = if summary.ready { "True" } else { "False" };
     let mut wanted =
         vec![("Ready", ready, summary.reason, summary.message.clone()), ("Accepted", accepted, reason, message)];
+    if let Some(reference) = &facts.key.spec.access_policy_ref {
+        wanted.push(match facts.policy {
+            Some(_) => {
+                ("PolicyAccepted", "True", "PolicyFound", format!("AccessPolicy {} is in force", reference.name))
+            }
+            None => ("PolicyAccepted", "False", POLICY_NOT_FOUND, policy_not_found(&reference.name)),
+        });
+    }
     // Present only while true, as kstatus and Argo CD expect.
     if !summary.ready {
         let kind = if summary.passing { "Reconciling" } else { "Stalled" };
@@ -232,6 +310,15 @@ fn conditions(facts: &Facts<'_>, summary: &Summary) -> Vec<Condition> {
         .into_iter()
         .map(|(kind, status, reason, message)| condition(old, kind, status, reason, &message, facts))
         .collect()
+}
+
+const POLICY_NOT_FOUND: &str = "PolicyNotFound";
+
+fn policy_not_found(name: &str) -> String {
+    format!(
+        "AccessPolicy {name} does not exist, so nobody may view or manage the key: create it, or name another under \
+         spec.accessPolicyRef"
+    )
 }
 
 fn condition(old: &[Condition], kind: &str, status: &str, reason: &str, message: &str, facts: &Facts<'_>) -> Condition {
@@ -299,10 +386,16 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
     {
         note(false, "OverlapEnded", format!("{} no longer works", previous.id));
     }
+    let condition = |status: &ApiKeyStatus, kind| status.conditions.iter().find(|c| c.type_ == kind).cloned();
+    let unused = condition(new, "Ready").is_some_and(|c| c.reason == "Unused");
+    let is_erased = |status: &ApiKeyStatus| status.reveal.as_ref().is_some_and(|r| r.state == RevealState::Erased);
+    if is_erased(new) && !old.is_some_and(is_erased) {
+        note(true, "ValueErased", format!("the sealed value of {id} was erased: nobody revealed it in time"));
+    }
     let state_before = old.and_then(|s| s.state);
     if state_before != new.state {
         match (state_before, new.state) {
-            (Some(KeyState::Active | KeyState::Expired | KeyState::Lost), Some(KeyState::Inactive)) => {
+            (Some(KeyState::Active | KeyState::Expired | KeyState::Lost), Some(KeyState::Inactive)) if !unused => {
                 note(false, "Deactivated", format!("{id} is refused until active again"));
             }
             (_, Some(KeyState::Expired)) => note(true, "Expired", format!("{id} has expired").trim().to_owned()),
@@ -312,7 +405,7 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
             _ => {}
         }
     }
-    let ready = |status: &ApiKeyStatus| status.conditions.iter().find(|c| c.type_ == "Ready").cloned();
+    let ready = |status: &ApiKeyStatus| condition(status, "Ready");
     if let Some(now) = ready(new)
         && now.status == "False"
         && !matches!(now.reason.as_str(), "Expired" | "Minting")
@@ -321,11 +414,20 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
     {
         note(true, reason, now.message);
     }
+    let policy = |status: &ApiKeyStatus| condition(status, "PolicyAccepted");
+    if let Some(now) = policy(new)
+        && now.status == "False"
+        && old.and_then(policy).is_none_or(|before| before.message != now.message)
+    {
+        note(true, POLICY_NOT_FOUND, now.message);
+    }
     notes
 }
 
 /// The reasons of warning Events: a fixed set, since reasons are what people and alerts filter by.
-const WARNINGS: [&str; 16] = [
+const WARNINGS: [&str; 17] = [
+    "Unused",
+    "LegacyValueTooShort",
     "CatalogMissing",
     "PresetNotFound",
     "PermissionNotFound",
@@ -336,7 +438,6 @@ const WARNINGS: [&str; 16] = [
     "OverlapTooLong",
     "InvalidSecretMetadata",
     "SecretNameTaken",
-    "NotEnforced",
     "SecretConflict",
     "SecretLost",
     "SecretValueChanged",

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 use jiff::Timestamp;
 
 use super::{catalog::Catalog, duration};
-use crate::api::{ApiKeySpec, Evidence, KeyType};
+use crate::api::{ApiKeySpec, Evidence, KeyType, LegacyKind, Limits};
 
 /// Which rule a spec breaks. The name is the reason in conditions and the label in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,8 +35,12 @@ pub enum Rule {
     InvalidSecretMetadata,
     /// Another ApiKey already writes to that Secret.
     SecretNameTaken,
-    /// The field does nothing in this version, so it is refused instead of ignored.
-    NotEnforced,
+    /// The key would live longer than the SecuritySettings allow.
+    LifetimeTooLong,
+    /// The SecuritySettings want an expiry, and there is none.
+    ExpiryRequired,
+    /// The SecuritySettings want rotation, and there is none or it is too rare.
+    RotationRequired,
 }
 
 impl Rule {
@@ -55,7 +59,9 @@ impl Rule {
             Self::ExpiryInPast => "ExpiryInPast",
             Self::InvalidSecretMetadata => "InvalidSecretMetadata",
             Self::SecretNameTaken => "SecretNameTaken",
-            Self::NotEnforced => "NotEnforced",
+            Self::LifetimeTooLong => "LifetimeTooLong",
+            Self::ExpiryRequired => "ExpiryRequired",
+            Self::RotationRequired => "RotationRequired",
         }
     }
 }
@@ -117,17 +123,18 @@ pub fn check(spec: &ApiKeySpec, catalog: &Catalog) -> Verdict {
     check_grants(spec, catalog, &mut verdict);
     check_times(spec, &mut verdict.problems);
     check_secret_metadata(spec, &mut verdict.problems);
-    if spec.access_policy_ref.is_some() {
-        verdict.problems.push(Problem::new(
-            Rule::NotEnforced,
-            "spec.accessPolicyRef",
-            "",
-            "this version does not enforce access policies, so it refuses the reference instead of ignoring it: \
-             remove accessPolicyRef"
-                .to_owned(),
-        ));
-    }
     verdict
+}
+
+/// What admission knows beside the objects themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The limits of the SecuritySettings of the namespace.
+    pub limits: Option<&'a Limits>,
+    /// When the ApiKey was created; `None` if it is being created.
+    pub created_at: Option<Timestamp>,
+    /// The time.
+    pub now: Timestamp,
 }
 
 /// Decides on a create (`old` is `None`) or an update. `rival` is another ApiKey that already claims the Secret.
@@ -142,7 +149,7 @@ pub fn admit(
     catalog: &Catalog,
     rival: Option<&str>,
     secret_name: &str,
-    now: Timestamp,
+    terms: &Terms<'_>,
 ) -> Result<Vec<String>, Vec<Problem>> {
     if old == Some(new) {
         return Ok(vec![]);
@@ -150,7 +157,7 @@ pub fn admit(
     let Verdict { mut problems, warnings, .. } = check(new, catalog);
     if let Some(text) = &new.expires_at
         && old.and_then(|old| old.expires_at.as_ref()) != Some(text)
-        && text.parse::<Timestamp>().is_ok_and(|expiry| expiry <= now)
+        && text.parse::<Timestamp>().is_ok_and(|expiry| expiry <= terms.now)
     {
         problems.push(Problem::new(
             Rule::ExpiryInPast,
@@ -169,13 +176,80 @@ pub fn admit(
             format!("ApiKey {rival} already writes to Secret {secret_name}: choose another name"),
         ));
     }
+    check_limits(new, terms, &mut problems);
     if let Some(old) = old
         && !problems.is_empty()
     {
-        let before = check(old, catalog).problems;
+        let mut before = check(old, catalog).problems;
+        check_limits(old, terms, &mut before);
         problems.retain(|problem| !before.iter().any(|known| known.same_as(problem)));
     }
     if problems.is_empty() { Ok(warnings) } else { Err(problems) }
+}
+
+/// What the SecuritySettings demand of every key. Reconciliation does not ask: a limit that comes later breaks no key.
+fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem>) {
+    let Some(limits) = terms.limits else { return };
+    let longest = limits.max_lifetime.as_deref().and_then(duration::parse);
+    let expiry = spec.expires_at.as_deref();
+    match (expiry, longest) {
+        (None, Some(longest)) => problems.push(Problem::new(
+            Rule::ExpiryRequired,
+            "spec.expiresAt",
+            "",
+            format!(
+                "expiresAt is not set, and limits.maxLifetime of the SecuritySettings is {}: set a time at most that \
+                 long after the creation of the key",
+                duration::format(longest)
+            ),
+        )),
+        (None, None) if limits.require_expiry == Some(true) => problems.push(Problem::new(
+            Rule::ExpiryRequired,
+            "spec.expiresAt",
+            "",
+            "expiresAt is not set, and limits.requireExpiry of the SecuritySettings is true: set a time such as \
+             2027-06-01T00:00:00Z"
+                .to_owned(),
+        )),
+        (Some(text), Some(longest)) => {
+            let created = terms.created_at.unwrap_or(terms.now);
+            // Where the limit lies beyond all times, nothing is too late.
+            let last = created.checked_add(longest).ok();
+            if let (Ok(expiry), Some(last)) = (text.parse::<Timestamp>(), last)
+                && expiry > last
+            {
+                problems.push(Problem::new(
+                    Rule::LifetimeTooLong,
+                    "spec.expiresAt",
+                    text,
+                    format!(
+                        "{text} is more than {} after the creation of the key, which limits.maxLifetime of the \
+                         SecuritySettings forbids: set {last} or earlier",
+                        duration::format(longest)
+                    ),
+                ));
+            }
+        }
+        _ => {}
+    }
+    let rarest = limits.max_rotation_interval.as_deref().and_then(duration::parse);
+    // A legacy key can't be minted, so it can't be rotated either.
+    if let (Some(rarest), None) = (rarest, spec.legacy) {
+        let every = spec.rotation.as_ref().and_then(|rotation| rotation.every.as_deref());
+        let parsed = every.and_then(duration::parse);
+        let what = match every {
+            None => "rotation.every is not set".to_owned(),
+            Some(text) if parsed.is_some_and(|every| every > rarest) => format!("{text} is too rare"),
+            Some(_) => return,
+        };
+        let rarest = duration::format(rarest);
+        problems.push(Problem::new(
+            Rule::RotationRequired,
+            "spec.rotation.every",
+            every.unwrap_or_default(),
+            format!("{what}, and limits.maxRotationInterval of the SecuritySettings is {rarest}: set {rarest} or less"),
+        ));
+    }
 }
 
 fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
@@ -189,6 +263,9 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                 .to_owned(),
         ));
         return;
+    }
+    if let Some(kind) = spec.legacy {
+        return check_legacy(kind, catalog, verdict);
     }
     // Looking for near names is work, and a spec may hold hundreds of wrong ones.
     let mut hints = MOST_HINTS;
@@ -273,6 +350,22 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
             ));
         }
         push_unique(&mut verdict.grants.permissions, &permission.name);
+    }
+}
+
+/// A legacy key may do what the catalogue says of its kind.
+fn check_legacy(kind: LegacyKind, catalog: &Catalog, verdict: &mut Verdict) {
+    verdict.grants.permissions = catalog.legacy(kind).to_vec();
+    if verdict.grants.permissions.is_empty() {
+        verdict.problems.push(Problem::new(
+            Rule::CatalogMissing,
+            "spec.legacy",
+            "",
+            format!(
+                "no PermissionCatalog says what a legacy {kind:?} key may do: apply one with legacyRoles, such as the \
+                 catalogue coralogix of the Helm chart"
+            ),
+        ));
     }
 }
 
@@ -395,7 +488,7 @@ fn is_qualified_name(text: &str) -> bool {
 pub(crate) mod tests {
     use super::*;
     use crate::{
-        api::{AccessPolicyRef, Rotation, SecretTemplate},
+        api::{AccessPolicyRef, LegacyRole, Rotation, SecretTemplate},
         domain::catalog::tests::{permission, preset, spec as catalog_spec},
     };
 
@@ -417,8 +510,22 @@ pub(crate) mod tests {
         Catalog::merge([("test", &spec)]).0
     }
 
+    /// A catalogue in which legacy Logs Query keys may read alerts.
+    pub(crate) fn legacy_catalog() -> Catalog {
+        let mut spec = catalog_spec(vec![permission("alerts:ReadConfig", false)], vec![]);
+        spec.legacy_roles = vec![LegacyRole {
+            name: "Logs Query".to_owned(),
+            permissions: vec!["alerts:ReadConfig".to_owned()],
+            legacy_kind: Some(LegacyKind::LogsQuery),
+            legacy_key: None,
+            legacy_key_evidence: None,
+        }];
+        Catalog::merge([("test", &spec)]).0
+    }
+
     pub(crate) fn spec(key_type: KeyType, presets: &[&str], permissions: &[&str]) -> ApiKeySpec {
         ApiKeySpec {
+            legacy: None,
             display_name: None,
             key_type,
             user: None,
@@ -432,8 +539,8 @@ pub(crate) mod tests {
         }
     }
 
-    fn now() -> Timestamp {
-        "2026-11-23T10:00:00Z".parse().unwrap()
+    fn now() -> Terms<'static> {
+        Terms { limits: None, created_at: None, now: "2026-11-23T10:00:00Z".parse().unwrap() }
     }
 
     fn messages(result: Result<Vec<String>, Vec<Problem>>) -> Vec<String> {
@@ -441,7 +548,7 @@ pub(crate) mod tests {
     }
 
     fn create(spec: &ApiKeySpec) -> Vec<String> {
-        messages(admit(spec, None, &catalog(), None, "x-secret", now()))
+        messages(admit(spec, None, &catalog(), None, "x-secret", &now()))
     }
 
     #[test]
@@ -517,9 +624,9 @@ pub(crate) mod tests {
         );
         let old = with_expiry("2026-01-01T00:00:00Z");
         let relabelled = ApiKeySpec { display_name: Some("new".to_owned()), ..old.clone() };
-        assert!(admit(&relabelled, Some(&old), &catalog(), None, "s", now()).is_ok(), "an expired key can be edited");
+        assert!(admit(&relabelled, Some(&old), &catalog(), None, "s", &now()).is_ok(), "an expired key can be edited");
         let moved_back = with_expiry("2026-01-02T00:00:00Z");
-        assert!(admit(&moved_back, Some(&old), &catalog(), None, "s", now()).is_err());
+        assert!(admit(&moved_back, Some(&old), &catalog(), None, "s", &now()).is_err());
     }
 
     #[test]
@@ -546,47 +653,127 @@ pub(crate) mod tests {
     fn one_secret_has_one_key() {
         let spec = spec(KeyType::Team, &["Alerts"], &[]);
         assert_eq!(
-            messages(admit(&spec, None, &catalog(), Some("first"), "shared", now())),
+            messages(admit(&spec, None, &catalog(), Some("first"), "shared", &now())),
             ["spec.secret.name: ApiKey first already writes to Secret shared: choose another name"]
         );
     }
 
     #[test]
-    fn fields_without_effect_are_refused() {
-        let spec = ApiKeySpec {
-            access_policy_ref: Some(AccessPolicyRef { name: "p".to_owned() }),
-            ..spec(KeyType::Team, &["Alerts"], &[])
+    fn an_access_policy_may_be_named_before_it_exists() {
+        let reference = Some(AccessPolicyRef { name: "p".to_owned() });
+        let spec = ApiKeySpec { access_policy_ref: reference, ..spec(KeyType::Team, &["Alerts"], &[]) };
+        assert!(create(&spec).is_empty());
+    }
+
+    #[test]
+    fn a_legacy_key_may_do_what_the_catalogue_says_of_its_kind() {
+        let legacy = ApiKeySpec { legacy: Some(LegacyKind::LogsQuery), ..spec(KeyType::Personal, &[], &[]) };
+        assert!(create(&legacy)[0].contains("no PermissionCatalog says what a legacy LogsQuery key may do"));
+        let verdict = check(&legacy, &legacy_catalog());
+        assert!(verdict.problems.is_empty());
+        assert_eq!(verdict.grants.permissions, ["alerts:ReadConfig".into()]);
+    }
+
+    fn limited(spec: &ApiKeySpec, old: Option<&ApiKeySpec>, limits: &Limits) -> Vec<String> {
+        // Updates come a day after the creation.
+        let created_at = old.map(|_| "2026-11-22T10:00:00Z".parse().unwrap());
+        let terms = Terms { limits: Some(limits), created_at, ..now() };
+        messages(admit(spec, old, &catalog(), None, "s", &terms))
+    }
+
+    #[test]
+    fn a_key_lives_no_longer_than_the_settings_allow() {
+        let limits = Limits { max_lifetime: Some("48h".to_owned()), ..Limits::default() };
+        let with =
+            |text: &str| ApiKeySpec { expires_at: Some(text.to_owned()), ..spec(KeyType::Team, &["Alerts"], &[]) };
+        let never = spec(KeyType::Team, &["Alerts"], &[]);
+        assert!(limited(&with("2026-11-25T10:00:00Z"), None, &limits).is_empty());
+        assert_eq!(
+            limited(&with("2026-11-25T10:00:01Z"), None, &limits),
+            ["spec.expiresAt: 2026-11-25T10:00:01Z is more than 48h after the creation of the key, which \
+              limits.maxLifetime of the SecuritySettings forbids: set 2026-11-25T10:00:00Z or earlier"]
+        );
+        assert!(
+            limited(&never, None, &limits)[0].starts_with("spec.expiresAt: expiresAt is not set, and limits.maxLif")
+        );
+        // It counts from the creation, not from the change.
+        let old = with("2026-11-24T09:00:00Z");
+        assert!(limited(&with("2026-11-24T10:00:00Z"), Some(&old), &limits).is_empty());
+        assert_eq!(limited(&with("2026-11-24T10:00:01Z"), Some(&old), &limits).len(), 1);
+        assert_eq!(limited(&never, Some(&old), &limits).len(), 1, "the expiry can't be taken out");
+        // What was so before the limit came may stay, and other things may change.
+        for old in [never, with("2030-01-01T00:00:00Z")] {
+            let renamed = ApiKeySpec { display_name: Some("new".to_owned()), ..old.clone() };
+            assert!(limited(&renamed, Some(&old), &limits).is_empty());
+            assert_eq!(limited(&with("2031-01-01T00:00:00Z"), Some(&old), &limits).len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_expiry_can_be_required() {
+        let limits = Limits { require_expiry: Some(true), ..Limits::default() };
+        let never = spec(KeyType::Team, &["Alerts"], &[]);
+        let expiring = ApiKeySpec { expires_at: Some("2099-01-01T00:00:00Z".to_owned()), ..never.clone() };
+        assert_eq!(
+            limited(&never, None, &limits),
+            ["spec.expiresAt: expiresAt is not set, and limits.requireExpiry of the SecuritySettings is true: set a \
+              time such as 2027-06-01T00:00:00Z"]
+        );
+        assert!(limited(&expiring, None, &limits).is_empty());
+        assert!(limited(&never, None, &Limits { require_expiry: Some(false), ..Limits::default() }).is_empty());
+    }
+
+    #[test]
+    fn rotation_can_be_required() {
+        let limits = Limits { max_rotation_interval: Some("720h".to_owned()), ..Limits::default() };
+        let never = spec(KeyType::Team, &["Alerts"], &[]);
+        let with = |every: &str| ApiKeySpec {
+            rotation: Some(Rotation { every: Some(every.to_owned()), ..Rotation::default() }),
+            ..never.clone()
         };
-        assert!(create(&spec)[0].starts_with("spec.accessPolicyRef: this version does not enforce"));
+        assert!(limited(&with("720h"), None, &limits).is_empty());
+        assert_eq!(
+            limited(&with("721h"), None, &limits),
+            ["spec.rotation.every: 721h is too rare, and limits.maxRotationInterval of the SecuritySettings is 720h: \
+              set 720h or less"]
+        );
+        assert!(limited(&never, None, &limits)[0].starts_with("spec.rotation.every: rotation.every is not set, and"));
+        assert!(limited(&with("1d"), None, &limits)[0].contains("no duration"));
+        let deactivated = ApiKeySpec { active: Some(false), ..never.clone() };
+        assert!(limited(&deactivated, Some(&never), &limits).is_empty());
+        assert_eq!(limited(&with("800h"), Some(&with("900h")), &limits).len(), 1);
+        let legacy = ApiKeySpec { legacy: Some(LegacyKind::LogsQuery), ..spec(KeyType::Personal, &[], &[]) };
+        let terms = Terms { limits: Some(&limits), ..now() };
+        assert!(admit(&legacy, None, &legacy_catalog(), None, "s", &terms).is_ok(), "a legacy key can't be rotated");
     }
 
     #[test]
     fn what_a_catalogue_change_broke_can_still_be_edited() {
         let old = spec(KeyType::Team, &["Gone", "Alerts"], &[]);
         let deactivated = ApiKeySpec { active: Some(false), ..old.clone() };
-        assert!(admit(&deactivated, Some(&old), &catalog(), None, "s", now()).is_ok());
+        assert!(admit(&deactivated, Some(&old), &catalog(), None, "s", &now()).is_ok());
         let reordered = spec(KeyType::Team, &["Alerts", "gone"], &[]);
-        assert!(admit(&reordered, Some(&old), &catalog(), None, "s", now()).is_ok());
+        assert!(admit(&reordered, Some(&old), &catalog(), None, "s", &now()).is_ok());
         let mended = spec(KeyType::Team, &["Alerts"], &[]);
-        assert!(admit(&mended, Some(&old), &catalog(), None, "s", now()).is_ok());
+        assert!(admit(&mended, Some(&old), &catalog(), None, "s", &now()).is_ok());
         let worse = spec(KeyType::Team, &["Gone", "Alerts", "Missing"], &[]);
-        let errors = messages(admit(&worse, Some(&old), &catalog(), None, "s", now()));
+        let errors = messages(admit(&worse, Some(&old), &catalog(), None, "s", &now()));
         assert_eq!(errors.len(), 1, "only what is new is refused: {errors:?}");
         assert!(errors[0].contains("Missing"));
-        assert!(admit(&old, Some(&old), &Catalog::default(), None, "s", now()).is_ok(), "metadata-only updates pass");
+        assert!(admit(&old, Some(&old), &Catalog::default(), None, "s", &now()).is_ok(), "metadata-only updates pass");
     }
 
     #[test]
     fn without_a_catalogue_there_is_one_clear_error() {
         let errors =
-            messages(admit(&spec(KeyType::Team, &["A", "B"], &[]), None, &Catalog::default(), None, "s", now()));
+            messages(admit(&spec(KeyType::Team, &["A", "B"], &[]), None, &Catalog::default(), None, "s", &now()));
         assert_eq!(errors.len(), 1);
         assert!(errors[0].starts_with("spec: no PermissionCatalog is installed"));
     }
 
     #[test]
     fn a_preset_without_known_permissions_is_worth_a_warning() {
-        let warnings = admit(&spec(KeyType::Team, &["Olly"], &[]), None, &catalog(), None, "s", now()).unwrap();
+        let warnings = admit(&spec(KeyType::Team, &["Olly"], &[]), None, &catalog(), None, "s", &now()).unwrap();
         assert_eq!(
             warnings,
             ["spec.presets[0]: preset Olly grants nothing yet: its catalogue does not know its permissions"]

@@ -14,7 +14,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::api::ApiKey;
+use crate::api::{ApiKey, CREATOR_ANNOTATION};
 
 /// Watches every object of a kind. Objects that do not parse are reported and left out, so that one of them can't
 /// stop the others. The stream does not end; errors are logged and retried with backoff. `compact` makes an object
@@ -57,6 +57,9 @@ pub fn compact_key(key: &mut ApiKey) {
     key.spec.presets.shrink_to_fit();
     key.spec.permissions.shrink_to_fit();
     if let Some(status) = &mut key.status {
+        if status.creator.is_some() {
+            key.metadata.annotations = None;
+        }
         status.conditions.shrink_to_fit();
         status.presets.shrink_to_fit();
         status.permissions.shrink_to_fit();
@@ -69,7 +72,10 @@ fn unguard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>, com
         Ok(mut object) => {
             let meta = object.meta_mut();
             meta.managed_fields = None;
-            meta.annotations = None;
+            // Of annotations, only who created the object is of use, and `compact` drops that where the status has it.
+            meta.annotations = meta.annotations.take().and_then(|mut all| {
+                all.remove_entry(CREATOR_ANNOTATION).map(|entry| std::collections::BTreeMap::from([entry]))
+            });
             meta.labels = None;
             meta.owner_references = None;
             compact(&mut object);

@@ -1,4 +1,5 @@
-//! What every replica knows: the merged catalogue, and which ApiKey claims which Secret.
+//! What every replica knows: the merged catalogue, which ApiKey claims which Secret, access policies and who refers to
+//! them, and security settings.
 //!
 //! Fed by watch events and by nothing else; it never calls the API server. Admission and reconciliation read from
 //! it, so that neither needs a request of its own.
@@ -14,9 +15,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
 
 use crate::{
-    api::{ApiKey, PermissionCatalog},
+    api::{AccessPolicy, ApiKey, KeyType, PermissionCatalog, SecuritySettings, SecuritySettingsSpec},
     domain::{
         catalog::{Catalog, Report},
+        gates::KnownPolicy,
         status::secret_ref,
     },
 };
@@ -26,6 +28,111 @@ use crate::{
 pub struct Index {
     catalogs: RwLock<Catalogs>,
     claims: RwLock<Claims>,
+    references: RwLock<References>,
+    policies: RwLock<ByName<KnownPolicy>>,
+    settings: RwLock<ByName<SecuritySettingsSpec>>,
+}
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// Objects of one kind.
+struct ByName<T> {
+    known: HashMap<Name, Arc<T>>,
+    relisted: Option<BTreeSet<Name>>,
+    synced: bool,
+}
+
+impl<T> Default for ByName<T> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), relisted: None, synced: false }
+    }
+}
+
+impl<T: PartialEq> ByName<T> {
+    /// Takes in what happened to an object; the names of those that are not as they were.
+    fn apply<K: ResourceExt>(&mut self, event: &Event<K>, of: impl Fn(&K) -> T) -> Vec<Name> {
+        let name = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
+        match event {
+            Event::Init => {
+                self.relisted = Some(BTreeSet::new());
+                vec![]
+            }
+            Event::InitApply(object) | Event::Apply(object) => {
+                let (name, new) = (name(object), of(object));
+                if let (Event::InitApply(_), Some(seen)) = (event, &mut self.relisted) {
+                    seen.insert(name.clone());
+                }
+                if self.known.get(&name).is_some_and(|known| **known == new) {
+                    return vec![];
+                }
+                self.known.insert(name.clone(), Arc::new(new));
+                vec![name]
+            }
+            Event::InitDone => {
+                self.synced = true;
+                let Some(seen) = self.relisted.take() else { return vec![] };
+                let gone: Vec<_> = self.known.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+                for name in &gone {
+                    self.known.remove(name);
+                }
+                gone
+            }
+            Event::Delete(object) => {
+                let name = name(object);
+                self.known.remove(&name).map(|_| name).into_iter().collect()
+            }
+        }
+    }
+}
+
+/// Which ApiKeys refer to which AccessPolicy, by namespace and policy.
+#[derive(Default)]
+struct References {
+    by_policy: BTreeMap<Name, BTreeMap<String, KeyType>>,
+    relisted: Option<BTreeSet<(Name, String)>>,
+}
+
+impl References {
+    fn apply(&mut self, event: &Event<ApiKey>) {
+        match event {
+            Event::Init => self.relisted = Some(BTreeSet::new()),
+            Event::InitApply(key) | Event::Apply(key) => {
+                self.remove(key);
+                let Some(reference) = &key.spec.access_policy_ref else { return };
+                let policy = (key.namespace().unwrap_or_default(), reference.name.clone());
+                if let (Event::InitApply(_), Some(seen)) = (event, &mut self.relisted) {
+                    seen.insert((policy.clone(), key.name_any()));
+                }
+                self.by_policy.entry(policy).or_default().insert(key.name_any(), key.spec.key_type);
+            }
+            Event::InitDone => {
+                if let Some(seen) = self.relisted.take() {
+                    self.by_policy.retain(|policy, keys| {
+                        keys.retain(|key, _| seen.contains(&(policy.clone(), key.clone())));
+                        !keys.is_empty()
+                    });
+                }
+            }
+            Event::Delete(key) => self.remove(key),
+        }
+    }
+
+    /// What a key referred to before is not said, so every policy of its namespace is looked at: there are few.
+    fn remove(&mut self, key: &ApiKey) {
+        let namespace = key.namespace().unwrap_or_default();
+        let name = key.name_any();
+        let first = (namespace.clone(), String::new());
+        let mut empty = None;
+        for (policy, keys) in self.by_policy.range_mut(first..).take_while(|((ns, _), _)| *ns == namespace) {
+            if keys.remove(&name).is_some() && keys.is_empty() {
+                empty = Some(policy.clone());
+            }
+        }
+        if let Some(policy) = empty {
+            self.by_policy.remove(&policy);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -67,10 +174,45 @@ impl Index {
         state.known.iter().map(|(name, catalog)| (Arc::clone(catalog), report(name))).collect()
     }
 
-    /// Whether both kinds were listed completely, at least once.
+    /// Whether every kind was listed completely, at least once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        read(&self.catalogs).synced && read(&self.claims).synced
+        read(&self.catalogs).synced
+            && read(&self.claims).synced
+            && read(&self.policies).synced
+            && read(&self.settings).synced
+    }
+
+    /// An AccessPolicy.
+    #[must_use]
+    pub fn policy(&self, namespace: &str, name: &str) -> Option<Arc<KnownPolicy>> {
+        read(&self.policies).known.get(&(namespace.to_owned(), name.to_owned())).map(Arc::clone)
+    }
+
+    /// The security settings of a namespace.
+    #[must_use]
+    pub fn settings(&self, namespace: &str) -> Option<Arc<SecuritySettingsSpec>> {
+        read(&self.settings).known.get(&(namespace.to_owned(), "default".to_owned())).map(Arc::clone)
+    }
+
+    /// The ApiKeys that refer to an AccessPolicy, in the order of their names, with their types.
+    #[must_use]
+    pub fn keys_of_policy(&self, namespace: &str, name: &str) -> BTreeMap<String, KeyType> {
+        let references = read(&self.references);
+        references.by_policy.get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Takes in what happened to an AccessPolicy; the namespaces and names of those that are not as they were.
+    pub fn apply_policy(&self, event: &Event<AccessPolicy>) -> Vec<(String, String)> {
+        write(&self.policies).apply(event, |policy| KnownPolicy {
+            spec: policy.spec.clone(),
+            creator: crate::api::creator(policy).map(|creator| creator.name),
+        })
+    }
+
+    /// Takes in what happened to security settings; the namespaces and names of those that are not as they were.
+    pub fn apply_settings(&self, event: &Event<SecuritySettings>) -> Vec<(String, String)> {
+        write(&self.settings).apply(event, |settings| settings.spec.clone())
     }
 
     /// Another ApiKey that claims the same Secret: any, if `key` does not exist yet; an older one, if it does.
@@ -135,6 +277,7 @@ impl Index {
 
     /// Takes in what happened to an ApiKey.
     pub fn apply_key(&self, event: &Event<ApiKey>) {
+        write(&self.references).apply(event);
         let mut state = write(&self.claims);
         match event {
             Event::Init => state.relisted = Some(BTreeSet::new()),

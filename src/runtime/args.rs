@@ -21,6 +21,11 @@ pub struct Args {
 pub enum Command {
     /// Run the operator: the controller, on the one replica that leads, and the webhook, on every replica.
     Operator(Box<OperatorArgs>),
+    /// Print a ClusterRole for each role and each preset of a catalogue, as YAML.
+    ClusterRoles {
+        /// The file with the PermissionCatalog.
+        catalog: PathBuf,
+    },
     /// Print the CRDs as YAML.
     Crds {
         /// Write one file a CRD into this directory instead.
@@ -47,6 +52,20 @@ pub struct OperatorArgs {
     /// The ValidatingWebhookConfiguration.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CONFIGURATION", default_value = "keywright")]
     pub webhook_configuration: String,
+
+    /// The MutatingWebhookConfiguration, which stamps who made an object.
+    #[arg(long, env = "KEYWRIGHT_STAMP_CONFIGURATION", default_value = "keywright")]
+    pub stamp_configuration: String,
+
+    /// Ask for the permissions of gate 1 in the webhook too. Only for clusters without the chart's
+    /// ValidatingAdmissionPolicies, which ask for them also while the operator is down.
+    #[arg(long, env = "KEYWRIGHT_CHECK_ROLES")]
+    pub check_roles: bool,
+
+    /// How long it is remembered that somebody holds a right; a right that was taken away counts for as long. 0s for
+    /// not at all.
+    #[arg(long, env = "KEYWRIGHT_ACCESS_CACHE_TTL", default_value = "5s", value_parser = parse_duration_or_zero)]
+    pub access_cache_ttl: Duration,
 
     /// The Secret that holds the CA of the webhook's certificates.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_SECRET", default_value = "keywright-webhook-ca")]
@@ -85,6 +104,14 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_SECRET_CHECK_INTERVAL", default_value = "10m", value_parser = parse_duration)]
     pub secret_check_interval: Duration,
 
+    /// The Secret that holds the keys that seal values.
+    #[arg(long, env = "KEYWRIGHT_SEALING_SECRET", default_value = "keywright-sealing-keys")]
+    pub sealing_secret: String,
+
+    /// How long a KeyReveal lives.
+    #[arg(long, env = "KEYWRIGHT_REVEAL_TTL", default_value = "10m", value_parser = parse_duration)]
+    pub reveal_ttl: Duration,
+
     /// The format of the logs.
     #[arg(long, env = "KEYWRIGHT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -109,6 +136,10 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("{text:?} is no duration: write one such as 5s or 0s"))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

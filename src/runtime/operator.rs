@@ -1,9 +1,11 @@
 //! Wires the operator together. Read it from top to bottom: that is the order in which things start.
 
-use std::{convert::Infallible, fmt, future::ready, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, convert::Infallible, fmt, future::ready, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use futures::{FutureExt, StreamExt, stream};
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::{api::admissionregistration::v1::ValidatingWebhookConfiguration, jiff::SignedDuration};
 use kube::{
     Api, Client, Config, ResourceExt,
     runtime::{
@@ -29,20 +31,26 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
+    access::{Cached, Cluster},
     admission,
-    api::{ApiKey, PermissionCatalog},
+    api::{AccessPolicy, ApiKey, PermissionCatalog, SecuritySettings},
     certs,
     controller::{
+        access_policy,
         api_key::{self, Checks},
         backoff::Backoff,
         events::Events,
-        permission_catalog,
+        key_reveal, permission_catalog,
     },
     index::{Index, feed},
+    sealing::Keeper,
 };
 
 /// How long the webhook keeps answering after SIGTERM: until no API server sends anything here any more.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How many rights are remembered at most: some megabytes.
+const MOST_REMEMBERED: usize = 10_000;
 
 /// Why the operator could not start or go on.
 #[derive(Debug)]
@@ -108,13 +116,27 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         metrics: metrics.clone(),
         backoff,
         checks: Checks::every(args.secret_check_interval),
+        sealing: Keeper::new(client.clone(), &args.pod_namespace, &args.sealing_secret),
     });
 
     // Watches feed the index on every replica, and the queue on the one that leads.
     let (queue, queued) = mpsc::unbounded_channel();
     let catalogs_changed = Arc::new(Notify::new());
+    let policies_changed = Arc::new(Notify::new());
+    let policies_writer = Writer::<AccessPolicy>::default();
+    let policies = policies_writer.as_reader();
+    let looks = Looks { index: Arc::clone(&index), keys: keys.clone(), queue: queue.clone(), leader: leader.clone() };
     let feeds = [
-        tokio::spawn(feed_keys(client.clone(), Arc::clone(&context), writer, queue.clone(), leader.clone())),
+        tokio::spawn(feed_keys(
+            client.clone(),
+            Arc::clone(&context),
+            writer,
+            queue.clone(),
+            leader.clone(),
+            Arc::clone(&policies_changed),
+        )),
+        tokio::spawn(feed_policies(client.clone(), looks.clone(), policies_writer, Arc::clone(&policies_changed))),
+        tokio::spawn(feed_settings(client.clone(), looks)),
         tokio::spawn(feed_catalogs(
             client.clone(),
             Arc::clone(&index),
@@ -131,6 +153,9 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let webhook = axum_server::Handle::new();
     let router = admission::router(admission::Context {
         index: Arc::clone(&index),
+        keys: keys.clone(),
+        reviewer: Arc::new(Cached::new(Cluster::new(client.clone()), args.access_cache_ttl, MOST_REMEMBERED)),
+        roles: args.check_roles,
         clock: clock.clone(),
         metrics: metrics.clone(),
     });
@@ -162,6 +187,15 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     lease_config.identity = format!("{}_{}", args.pod_name, std::process::id());
     let released = CancellationToken::new();
     let mut election = tokio::spawn(lease::run(client.clone(), lease_config, clock.clone(), leads, released.clone()));
+    let mut revealer = {
+        let queue = queue.clone();
+        let context = key_reveal::Context {
+            keys: Arc::clone(&context),
+            look: Box::new(move |namespace, name| drop(queue.send(ObjectRef::new(name).within(namespace)))),
+            ttl: args.reveal_ttl.try_into().unwrap_or(SignedDuration::MAX),
+        };
+        tokio::spawn(reveal(Arc::new(context), leader.clone(), shutdown.clone()))
+    };
     let mut controller = tokio::spawn(control(
         Arc::clone(&context),
         keys,
@@ -170,6 +204,8 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         args.concurrency,
         shutdown.clone(),
     ));
+    let policy_reporter =
+        tokio::spawn(report_policies(Arc::clone(&context), policies, leader.clone(), policies_changed));
     let reporter = tokio::spawn(keep_catalogs(context, shipped, leader, catalogs_changed, clock, events));
     tracing::info!(webhook = %args.webhook_address, health = %args.health_address, "started");
 
@@ -187,13 +223,13 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     tracing::info!("stopping");
     shutdown.cancel();
     // What is being written is finished before somebody else may start to write.
-    let _ = tokio::time::timeout(Duration::from_secs(10), &mut controller).await;
+    let _ = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(&mut controller, &mut revealer) }).await;
     released.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(3), &mut election).await;
     tokio::time::sleep(DRAIN).await;
     webhook.graceful_shutdown(Some(DRAIN));
     let _ = tokio::time::timeout(DRAIN, webhook_server).await;
-    for task in feeds.into_iter().chain([serving, reporter, controller]) {
+    for task in feeds.into_iter().chain([serving, reporter, policy_reporter, controller, revealer]) {
         task.abort();
     }
     health_server.abort();
@@ -219,10 +255,12 @@ async fn feed_keys(
     mut writer: Writer<ApiKey>,
     queue: Queue,
     leader: watch::Receiver<bool>,
+    policies_changed: Arc<Notify>,
 ) {
     let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
+        policies_changed.notify_one();
         writer.apply_watcher_event(&event);
         match &event {
             Event::Delete(key) => api_key::forget(key, &context),
@@ -264,6 +302,66 @@ async fn feed_catalogs(
                 let _ = send_all(&keys, &queue);
             }
         }
+    }
+}
+
+/// What it takes to have keys looked at again.
+#[derive(Clone)]
+struct Looks {
+    index: Arc<Index>,
+    keys: Store<ApiKey>,
+    queue: Queue,
+    leader: watch::Receiver<bool>,
+}
+
+impl Looks {
+    /// Asks for a look at these keys, if this replica leads.
+    fn ask(&self, keys: impl IntoIterator<Item = ObjectRef<ApiKey>>) {
+        if *self.leader.borrow() {
+            // A closed queue means that the process is stopping.
+            let _ = keys.into_iter().try_for_each(|key| self.queue.send(key));
+        }
+    }
+}
+
+/// AccessPolicies into the store and the index; the keys that refer to one that changed are looked at again.
+async fn feed_policies(client: Client, looks: Looks, mut writer: Writer<AccessPolicy>, changed: Arc<Notify>) {
+    let mut events = std::pin::pin!(feed::watch::<AccessPolicy>(client, |_| {}));
+    while let Some(event) = events.next().await {
+        let policies = looks.index.apply_policy(&event);
+        writer.apply_watcher_event(&event);
+        changed.notify_one();
+        for (namespace, policy) in policies {
+            let keys = looks.index.keys_of_policy(&namespace, &policy);
+            looks.ask(keys.keys().map(|name| ObjectRef::new(name).within(&namespace)));
+        }
+    }
+}
+
+/// SecuritySettings into the index; the keys of a namespace whose settings changed are looked at again.
+async fn feed_settings(client: Client, looks: Looks) {
+    let mut events = std::pin::pin!(feed::watch::<SecuritySettings>(client, |_| {}));
+    while let Some(event) = events.next().await {
+        let changed: BTreeSet<_> = looks.index.apply_settings(&event).into_iter().map(|(ns, _)| ns).collect();
+        if !changed.is_empty() {
+            let keys = looks.keys.state();
+            let concerned = |key: &&Arc<ApiKey>| key.namespace().is_some_and(|namespace| changed.contains(&namespace));
+            looks.ask(keys.iter().filter(concerned).map(|key| reference(key)));
+        }
+    }
+}
+
+/// Answers KeyReveals from the moment of leadership until shutdown.
+async fn reveal(context: Arc<key_reveal::Context>, mut leader: watch::Receiver<bool>, shutdown: CancellationToken) {
+    let start = async {
+        let led = leader.wait_for(|leads| *leads).await.is_ok();
+        while !context.keys.index.is_synced() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        led
+    };
+    if shutdown.run_until_cancelled(start).await == Some(true) {
+        key_reveal::run(context, shutdown).await;
     }
 }
 
@@ -354,6 +452,46 @@ async fn keep_catalogs(
     }
 }
 
+/// Writes the status of AccessPolicies when they or the keys that refer to them change.
+async fn report_policies(
+    context: Arc<api_key::Context>,
+    policies: Store<AccessPolicy>,
+    mut leader: watch::Receiver<bool>,
+    changed: Arc<Notify>,
+) {
+    /// Many keys change at once when a team is set up: one report is enough.
+    const PAUSE: Duration = Duration::from_millis(500);
+
+    if leader.wait_for(|leads| *leads).await.is_err() {
+        return;
+    }
+    // Before everything is listed, the count of keys would be wrong.
+    while !context.index.is_synced() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    loop {
+        let mut failed = false;
+        for policy in policies.state() {
+            let keys = context.index.keys_of_policy(&policy.namespace().unwrap_or_default(), &policy.name_any());
+            if let Err(error) = access_policy::report(&context.client, &policy, &keys, &context.clock).await {
+                tracing::warn!(
+                    namespace = policy.namespace(),
+                    name = policy.name_any(),
+                    %error,
+                    "the policy's status could not be written"
+                );
+                failed = true;
+            }
+        }
+        if failed {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        } else {
+            changed.notified().await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
 /// The two sources of the webhook's certificate.
 enum Certificates {
     SelfManaged(certs::SelfManaged),
@@ -369,7 +507,11 @@ impl Certificates {
         if let Some(directory) = &args.webhook_cert_dir {
             return Self::Files(certs::Files::new(directory, now));
         }
-        let targets = vec![certs::Target::validating(&args.webhook_configuration)];
+        // Readiness looks at the last: once that has the bundle, so have those before it.
+        let targets = vec![
+            certs::Target::mutating(&args.stamp_configuration),
+            certs::Target::validating(&args.webhook_configuration),
+        ];
         let mut config =
             certs::Config::new(&args.pod_namespace, &args.webhook_ca_secret, &args.webhook_service, targets);
         config.ca_life = args.webhook_ca_validity;

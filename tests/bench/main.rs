@@ -13,8 +13,11 @@ mod support;
 
 mod webhook;
 
+use webhook::{Asking, FIFTY};
+
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -30,12 +33,14 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use keywright::{
-    api::{ApiKey, PermissionCatalog},
+    access,
+    api::{ApiKey, PermissionCatalog, Requester},
     domain::{
         catalog::Catalog,
         key::Key,
         lifecycle::{self, Held, Observed, Step, World},
         record,
+        rights::Need,
         status::{self, Facts},
         validate,
     },
@@ -61,6 +66,7 @@ async fn main() -> Result<()> {
     let plane = ControlPlane::start(&support::kubernetes_version()).await?;
     let release = Release::install(&plane, &[]).await?;
     let bench = Bench::new(&plane, &release).await?;
+    bench.rights().await?;
     let mut rows = vec![];
     for n in sizes {
         rows.push(bench.run(n).await?);
@@ -123,6 +129,56 @@ impl<'a> Bench<'a> {
         Ok(Self { plane, release, admin, bare, catalog })
     }
 
+    /// What it costs to ask for 50 rights that nobody remembers, beside a bare client that asks for the same 50 at once.
+    async fn rights(&self) -> Result<()> {
+        const REQUESTS: usize = 300;
+        let names: Vec<_> = (0..50).map(|i| format!("fifty.part-{i}:Read")).collect();
+        let permissions: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+        let catalog: PermissionCatalog = serde_json::from_value(json!({
+            "apiVersion": "keywright.dev/v1alpha1", "kind": "PermissionCatalog", "metadata": {"name": "fifty"},
+            "spec": {"permissions": permissions, "presets": [{"name": FIFTY, "permissions": names}]},
+        }))?;
+        Api::all(self.admin.clone()).create(&PostParams::default(), &catalog).await?;
+        let role: ClusterRole = serde_json::from_value(json!({
+            "metadata": {"name": "fifty"},
+            "rules": [{"apiGroups": ["keywright.dev"], "resources": ["permissions"], "resourceNames": names, "verbs": ["use"]}],
+        }))?;
+        let binding: ClusterRoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": "fifty"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "fifty"},
+            "subjects": [{"kind": "Group", "name": FIFTY, "apiGroup": "rbac.authorization.k8s.io"}],
+        }))?;
+        Api::all(self.admin.clone()).create(&PostParams::default(), &role).await?;
+        Api::all(self.admin.clone()).create(&PostParams::default(), &binding).await?;
+        let operator = Operator::start(self.plane, self.release, Options::default()).await?;
+        operator.wait_ready().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        let reviewer = access::Cluster::new(self.bare.clone());
+        let need = Need::All(names.iter().map(|name| Need::permission(name)).collect());
+        let mut bare = vec![];
+        for number in 0..REQUESTS {
+            let who = Arc::new(Requester {
+                username: format!("bare-{number}"),
+                groups: vec![FIFTY.to_owned()],
+                ..Requester::default()
+            });
+            let started = Instant::now();
+            let answer = access::ask(&reviewer, &who, &namespace(0).as_str().into(), &need).await?;
+            bare.push(started.elapsed());
+            ensure!(answer.met, "the rights are lacking");
+        }
+        bare.sort_unstable();
+        let found = webhook::measure(self.plane, self.release, &operator, (1, REQUESTS), Asking::Anew).await?;
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+        println!("admission with 50 rights that nobody remembers, one request at a time: p50, p99 in ms");
+        println!("  webhook (51 reviews)          {:7.2} {:7.2}", milliseconds(found.p50), milliseconds(found.p99));
+        let at = |share: usize| milliseconds(bare[(bare.len() - 1) * share / 100]);
+        println!("  the 50 reviews alone, at once {:7.2} {:7.2}", at(50), at(99));
+        operator.terminate().await?;
+        Ok(())
+    }
+
     async fn run(&self, n: usize) -> Result<Row> {
         // Nobody leads: the operator answers admission and writes nothing.
         self.lease(Some("nobody")).await?;
@@ -167,7 +223,7 @@ impl<'a> Bench<'a> {
         });
         let writes = writes.filter(|(what, count)| *count > n as u64 / 2 || what.contains("secrets")).collect();
         let (memory, peak) = (operator.memory()?, operator.peak_memory()?);
-        let webhook = webhook::measure(self.plane, self.release, &operator, 50, 20_000).await?;
+        let webhook = webhook::measure(self.plane, self.release, &operator, (50, 20_000), Asking::Again).await?;
         self.clear().await?;
         wait_for(&operator, |text| active(text) == 0).await?;
 
@@ -209,7 +265,7 @@ impl<'a> Bench<'a> {
         let now = Timestamp::from_second(key.creation_timestamp().context("a time")?.0.as_second())?;
         let verdict = validate::check(&key.spec, &self.catalog);
         let unread = Observed::NotRead;
-        let world = World { key: &key, verdict: &verdict, rival: None, secret: &unread, now };
+        let world = World { key: &key, verdict: &verdict, rival: None, secret: &unread, settings: None, now };
         let Step::Mint(draft) = lifecycle::step(&world) else { anyhow::bail!("a key that needs no Secret") };
         let value = Key::mint(key.spec.key_type, &mut SysRng)?;
         let record = draft.seal(&key, value.digest(), now);
@@ -232,7 +288,17 @@ impl<'a> Bench<'a> {
         let written = Some(record.clone());
         let version = String::new();
         let held = Observed::Ours(Held { version, record, written, intact: true, owned: true, in_order: true });
-        let facts = Facts { key: &key, verdict: &verdict, rival: None, secret: &held, failure: None, now };
+        let facts = Facts {
+            key: &key,
+            verdict: &verdict,
+            rival: None,
+            secret: &held,
+            settings: None,
+            policy: None,
+            import: None,
+            failure: None,
+            now,
+        };
         let patch = Patch::Merge(json!({"status": status::build(&facts)}));
         let keys: Api<ApiKey> = Api::namespaced(self.bare.clone(), &namespace(team));
         keys.patch_status(&key.name_any(), &PatchParams::default(), &patch).await?;

@@ -30,15 +30,26 @@ pub struct Latency {
     pub per_second: f64,
 }
 
+/// The name of a preset, and of the group whose members hold each of its permissions but not the preset.
+pub const FIFTY: &str = "Fifty";
+
+/// Who applies what.
+#[derive(Clone, Copy)]
+pub enum Asking {
+    /// One user, who holds everything: after the first time, that is remembered.
+    Again,
+    /// Each time another user, so that nothing is remembered, and a preset of 50 permissions, each of which is asked for.
+    Anew,
+}
+
 /// Sends `total` reviews of new keys, `concurrent` at a time.
 pub async fn measure(
     plane: &ControlPlane,
     release: &Release,
     operator: &Operator,
-    concurrent: usize,
-    total: usize,
+    (concurrent, total): (usize, usize),
+    asking: Asking,
 ) -> Result<Latency> {
-    let body = Bytes::from(serde_json::to_vec(&review())?);
     let left = Arc::new(AtomicUsize::new(total));
     let mut connections = vec![];
     for _ in 0..concurrent {
@@ -46,23 +57,28 @@ pub async fn measure(
     }
     let started = Instant::now();
     let workers = connections.into_iter().map(|mut connection| {
-        let (left, body) = (Arc::clone(&left), body.clone());
-        tokio::spawn(async move {
+        let left = Arc::clone(&left);
+        let again = Bytes::from(serde_json::to_vec(&review("admin", "system:masters", &["Alerts", "Dashboards"]))?);
+        Ok(tokio::spawn(async move {
             let mut times = vec![];
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            while let Ok(number) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)) {
+                let body = match asking {
+                    Asking::Again => again.clone(),
+                    Asking::Anew => serde_json::to_vec(&review(&format!("user-{number}"), FIFTY, &[FIFTY]))?.into(),
+                };
                 let request = Request::post("/validate?timeout=5s")
                     .header("host", "webhook")
                     .header("content-type", "application/json")
-                    .body(Full::new(body.clone()))?;
+                    .body(Full::new(body))?;
                 let sent = Instant::now();
                 let answer = connection.send_request(request).await?.into_body().collect().await?.to_bytes();
                 times.push(sent.elapsed());
                 ensure!(answer.windows(14).any(|w| w == b"\"allowed\":true"), "{}", String::from_utf8_lossy(&answer));
             }
-            Ok(times)
-        })
+            anyhow::Ok(times)
+        }))
     });
-    let workers: Vec<_> = workers.collect();
+    let workers: Vec<_> = workers.collect::<Result<_>>()?;
     let mut times = vec![];
     for worker in workers {
         times.extend(worker.await??);
@@ -96,7 +112,7 @@ async fn connect(plane: &ControlPlane, address: &str) -> Result<SendRequest<Full
 }
 
 /// A review as kube-apiserver sends it, managedFields and all.
-fn review() -> serde_json::Value {
+fn review(user: &str, group: &str, presets: &[&str]) -> serde_json::Value {
     json!({
         "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
         "request": {
@@ -106,7 +122,7 @@ fn review() -> serde_json::Value {
             "requestKind": {"group": "keywright.dev", "version": "v1alpha1", "kind": "ApiKey"},
             "requestResource": {"group": "keywright.dev", "version": "v1alpha1", "resource": "apikeys"},
             "name": "bench", "namespace": "team-0", "operation": "CREATE",
-            "userInfo": {"username": "alice@example.com", "groups": ["sre", "system:authenticated"]},
+            "userInfo": {"username": user, "groups": [group, "system:authenticated"]},
             "object": {
                 "apiVersion": "keywright.dev/v1alpha1", "kind": "ApiKey",
                 "metadata": {
@@ -120,8 +136,7 @@ fn review() -> serde_json::Value {
                     }],
                 },
                 "spec": {
-                    "displayName": "Checkout service", "type": "Team", "presets": ["Alerts", "Dashboards"],
-                    "permissions": ["logs.data-api#high:ReadData"], "expiresAt": "2099-01-01T00:00:00Z",
+                    "displayName": "Checkout service", "type": "Team", "presets": presets, "expiresAt": "2099-01-01T00:00:00Z",
                     "rotation": {"every": "720h", "overlap": "24h"},
                 },
             },

@@ -19,8 +19,6 @@ enum Answer {
     Accepted,
     /// By the apiserver: one `field: message` a cause, as kubectl prints them.
     Refused(Vec<String>),
-    /// By the webhook, so the CRD had nothing against it.
-    Webhook(String),
 }
 
 async fn apis(team: &Team, kind: &str) -> Api<DynamicObject> {
@@ -46,11 +44,6 @@ async fn ask(api: &Api<DynamicObject>, object: &Value) -> Answer {
         Err(kube::Error::Api(status)) => status,
         Err(error) => panic!("{error}"),
     };
-    if let Some(("", text)) =
-        status.message.split_once("admission webhook \"apikeys.keywright.dev\" denied the request: ")
-    {
-        return Answer::Webhook(text.to_owned());
-    }
     let details = status.details.unwrap_or_else(|| panic!("{}", status.message));
     // Kubernetes 1.33 shows objects as Go does.
     let causes = details
@@ -79,15 +72,13 @@ fn is(cause: &str, expected: &str) -> bool {
 enum Expected {
     Accepted,
     Refused(&'static str),
-    Webhook(&'static str),
 }
-use Expected::{Accepted, Refused, Webhook};
+use Expected::{Accepted, Refused};
 
 fn holds(answer: &Answer, expected: &Expected) -> bool {
     match (answer, expected) {
         (Answer::Accepted, Accepted) => true,
         (Answer::Refused(causes), Refused(text)) => matches!(causes.as_slice(), [one] if is(one, text)),
-        (Answer::Webhook(said), Webhook(text)) => said == text,
         _ => false,
     }
 }
@@ -101,7 +92,6 @@ async fn check(cases: Vec<(String, Api<DynamicObject>, Value, Expected)>) {
             let wanted = match expected {
                 Accepted => "accepted".to_owned(),
                 Refused(text) => format!("refused: {text}"),
-                Webhook(text) => format!("refused by the webhook: {text}"),
             };
             (!holds(&answer, &expected)).then(|| format!("{title}\n    wanted {wanted}\n    got    {answer:?}"))
         })
@@ -140,7 +130,7 @@ enum Bound {
 use Bound::{Entries, Fewest, Items, Longest, Names, Pattern, Required, Set, Shortest, Words};
 
 const NAME: &[Bound] = &[Required, Shortest(1), Longest(128)];
-const LEVELS: Bound = Words(&["Manage", "Read", "NoAccess"]);
+const LEVELS: Bound = Words(&["NoAccess", "Read", "Manage"]);
 const EVIDENCE: &[Bound] = &[Words(&["Documented", "Inferred", "Mixed", "Unknown"])];
 const PERMISSION_ITEM: &[Bound] = &[Shortest(3), Longest(128)];
 
@@ -154,6 +144,7 @@ const BOUNDS: &[(&str, &str, &[Bound])] = &[
     ("ApiKey", "permissions", &[Items(512), Set]),
     ("ApiKey", "permissions[]", &[Shortest(1), Longest(128)]),
     ("ApiKey", "accessPolicyRef.name", &[Required, Shortest(1), Longest(253)]),
+    ("ApiKey", "legacy", &[Words(&["AlertsRulesTags", "LogsQuery", "Team", "SendYourData", "Scim"])]),
     ("ApiKey", "expiresAt", &[Longest(40)]),
     ("ApiKey", "rotation.every", &[Longest(24)]),
     ("ApiKey", "rotation.overlap", &[Longest(24)]),
@@ -173,11 +164,16 @@ const BOUNDS: &[(&str, &str, &[Bound])] = &[
     ("AccessPolicy", "generalAccess", &[LEVELS]),
     ("AccessPolicy", "generalPolicyAccess", &[LEVELS]),
     ("SecuritySettings", "workloadSecrets", &[Words(&["Allow", "Deny"])]),
+    ("SecuritySettings", "eraseUnrevealedAfter", &[Longest(24)]),
     ("SecuritySettings", "limits.maxLifetime", &[Longest(24)]),
     ("SecuritySettings", "limits.maxRotationInterval", &[Longest(24)]),
     ("SecuritySettings", "limits.deactivateUnusedAfter", &[Longest(24)]),
     ("SecuritySettings", "dataScopedGroups", &[Items(128), Set]),
     ("SecuritySettings", "dataScopedGroups[]", &[Shortest(1), Longest(256)]),
+    ("KeyReveal", "apiKeyRef", &[Required]),
+    ("KeyReveal", "apiKeyRef.name", &[Required, Shortest(1), Longest(253)]),
+    ("KeyReveal", "recipient", &[Required, Shortest(1), Longest(4096)]),
+    ("KeyReveal", "requester.username", &[Required]),
     ("PermissionCatalog", "description", &[Longest(4096)]),
     ("PermissionCatalog", "permissions", &[Items(2000), Names]),
     (
@@ -224,6 +220,11 @@ const BOUNDS: &[(&str, &str, &[Bound])] = &[
     ("PermissionCatalog", "legacyRoles[].name", NAME),
     ("PermissionCatalog", "legacyRoles[].permissions", &[Items(1000)]),
     ("PermissionCatalog", "legacyRoles[].permissions[]", PERMISSION_ITEM),
+    (
+        "PermissionCatalog",
+        "legacyRoles[].legacyKind",
+        &[Words(&["AlertsRulesTags", "LogsQuery", "Team", "SendYourData", "Scim"])],
+    ),
     ("PermissionCatalog", "legacyRoles[].legacyKey", &[Longest(128)]),
     ("PermissionCatalog", "legacyRoles[].legacyKeyEvidence", EVIDENCE),
 ];
@@ -237,6 +238,9 @@ fn full(kind: &str) -> Value {
         }),
         "AccessPolicy" => json!({
             "mode": "Advanced", "generalAccess": "Read", "rules": [{"groups": ["a"], "access": "Read"}],
+        }),
+        "KeyReveal" => json!({
+            "apiKeyRef": {"name": "a"}, "recipient": "age1a", "requester": {"username": "a"},
         }),
         "SecuritySettings" => json!({"limits": {}, "dataScopedGroups": ["a"]}),
         _ => json!({
@@ -352,6 +356,10 @@ async fn every_bound_of_every_field_is_held_with_its_text_and_not_sooner() {
         .map(async |(title, api, [outside, inside], text, bound)| {
             let refused = ask(&api, &outside).await;
             let named = matches!(&refused, Answer::Refused(causes) if causes.iter().any(|cause| is(cause, &text)));
+            // What the cluster writes over can't be wrong.
+            if title.starts_with("KeyReveal requester.") {
+                return (!matches!(refused, Answer::Accepted)).then(|| format!("{title}: {refused:?}"));
+            }
             if !named {
                 return Some(format!("{title}\n    wanted {text}\n    got    {refused:?}"));
             }
@@ -443,6 +451,7 @@ fn the_tables_have_every_bound_and_every_rule_of_the_crds() {
         .into_iter()
         .map(|(.., expected)| expected)
         .chain(updates().into_iter().map(|(.., expected)| expected))
+        .chain([Refused(CHANGED)])
         .filter_map(|expected| if let Refused(text) = expected { Some(text) } else { None })
         .collect();
     let untested: Vec<_> = messages.iter().filter(|m| !texts.iter().any(|text| text.ends_with(m.as_str()))).collect();
@@ -476,15 +485,20 @@ const TOO_OFTEN: &str = "spec.rotation.every: Invalid value: must be at least 1m
 const OVERLAPS: &str = "spec.rotation.overlap: Invalid value: overlap must be shorter than every, or more than two values would work at once";
 const SECRET_NAME: &str = "spec.secret.name: Invalid value: must be a Secret name: lower case letters, digits, - and ., at most 253 characters";
 const SECRET_KEY_DOTS: &str = "spec.secret.key: Invalid value: must not be . and not begin with ..";
+const SECRET_KEY_SEALED: &str =
+    "spec.secret.key: Invalid value: sealed-value and claimed are where sealed values are: choose another key";
 const SECRET_KEY: &str = "spec.secret.key: Invalid value: must consist of letters, digits, -, _ and .";
 const RESERVED_LABEL: &str = "spec.secret.labels: Invalid value: keys of keywright.dev are reserved";
 const RESERVED_ANNOTATION: &str = "spec.secret.annotations: Invalid value: keys of keywright.dev are reserved";
 const PRIVATE: &str = "spec: Invalid value: a Private policy has no further settings: remove rules, generalAccess and generalPolicyAccess, or set mode to Advanced";
-const NO_POLICIES: &str =
-    "kind: this version of Keywright does not enforce AccessPolicy, so it refuses one instead of ignoring it";
-const NO_SETTINGS: &str =
-    "kind: this version of Keywright does not enforce SecuritySettings, so it refuses one instead of ignoring it";
-const NO_POLICY_REF: &str = "spec.accessPolicyRef: this version does not enforce access policies, so it refuses the reference instead of ignoring it: remove accessPolicyRef";
+const NO_ERASE: &str = "spec.eraseUnrevealedAfter: Invalid value: must be a duration such as 720h, 90m or 1h30m";
+const NOT_BOTH: &str = "spec.legacy: Forbidden: what a legacy key may do is fixed by its kind: remove presets and permissions, or remove legacy and make a custom key";
+const NO_LEGACY_ROTATION: &str = "spec.rotation: Forbidden: a legacy key can't be minted, so it can't be rotated: remove rotation, and replace the key by a custom one (kubectl keywright migrate)";
+const LEGACY_SECRET: &str = "spec.secret: Required value: a legacy key is imported from a Secret that exists: set secret.name and secret.key to where its value is";
+const LEGACY_METADATA: &str =
+    "spec.secret: Forbidden: the Secret of a legacy key is never written: remove secret.labels and secret.annotations";
+const LEGACY_TYPE: &str = "spec.legacy: Invalid value: legacy AlertsRulesTags, LogsQuery and Team keys are of type Personal, SendYourData of type SendYourData, Scim of type Team: correct type or legacy";
+const NO_RECIPIENT: &str = "spec.recipient: Invalid value: must be an age recipient (age1...) or an SSH public key (ssh-ed25519 ... or ssh-rsa ...)";
 
 /// Kind, name, spec, what becomes of it.
 type Create = (&'static str, String, Value, Expected);
@@ -524,7 +538,7 @@ fn creates() -> Vec<Create> {
                 "spec.accessPolicyRef: Forbidden: only Team and SendYourData keys support access policies: remove accessPolicyRef",
             ),
         ),
-        key("accessPolicyRef", json!({"name": "a"}), Webhook(NO_POLICY_REF)),
+        key("accessPolicyRef", json!({"name": "a"}), Accepted),
         key("active", json!(false), Accepted),
         key("displayName", json!("Ключ №1 🔑"), Accepted),
         // A rotation says something, and its overlap ends before the next one.
@@ -560,6 +574,8 @@ fn creates() -> Vec<Create> {
         key("secret", json!({"key": ".."}), Refused(SECRET_KEY_DOTS)),
         key("secret", json!({"key": "..data"}), Refused(SECRET_KEY_DOTS)),
         key("secret", json!({"key": ".data"}), Accepted),
+        key("secret", json!({"key": "sealed-value"}), Refused(SECRET_KEY_SEALED)),
+        key("secret", json!({"key": "claimed"}), Refused(SECRET_KEY_SEALED)),
         // Names of an own domain of keywright.dev, and those that only look like it.
         key("secret", json!({"labels": {"keywright.dev/a": "b"}}), Refused(RESERVED_LABEL)),
         key("secret", json!({"labels": {"a.keywright.dev/a": "b"}}), Refused(RESERVED_LABEL)),
@@ -583,15 +599,15 @@ fn creates() -> Vec<Create> {
             ),
         ),
         // AccessPolicy and SecuritySettings: what the CRD accepts, the webhook refuses.
-        of("AccessPolicy", json!({"mode": "Private"}), Webhook(NO_POLICIES)),
-        of("AccessPolicy", json!({"mode": "Advanced", "generalAccess": "NoAccess"}), Webhook(NO_POLICIES)),
+        of("AccessPolicy", json!({"mode": "Private"}), Accepted),
+        of("AccessPolicy", json!({"mode": "Advanced", "generalAccess": "NoAccess"}), Accepted),
         of(
             "AccessPolicy",
             json!({
                 "mode": "Advanced", "generalAccess": "Read", "generalPolicyAccess": "NoAccess",
                 "rules": [{"groups": ["sre"], "access": "Manage", "policyAccess": "Read"}],
             }),
-            Webhook(NO_POLICIES),
+            Accepted,
         ),
         of("AccessPolicy", json!({"mode": "Private", "generalAccess": "Read"}), Refused(PRIVATE)),
         of("AccessPolicy", json!({"mode": "Private", "generalPolicyAccess": "Read"}), Refused(PRIVATE)),
@@ -607,12 +623,17 @@ fn creates() -> Vec<Create> {
                 "spec.generalAccess: Required value: an Advanced policy says what everyone else may do: set generalAccess to Manage, Read or NoAccess",
             ),
         ),
-        of("SecuritySettings", json!({}), Webhook(NO_SETTINGS)),
+        of("SecuritySettings", json!({}), Accepted),
         of(
             "SecuritySettings",
             json!({"oneTimeReveal": true, "workloadSecrets": "Deny", "limits": {"maxLifetime": "2160h"}}),
-            Webhook(NO_SETTINGS),
+            Accepted,
         ),
+        of("KeyReveal", json!({"apiKeyRef": {"name": "a"}, "recipient": "age1a"}), Accepted),
+        of("KeyReveal", json!({"apiKeyRef": {"name": "a"}, "recipient": "ssh-ed25519 AAAA"}), Accepted),
+        of("KeyReveal", json!({"apiKeyRef": {"name": "a"}, "recipient": "ssh-rsa AAAA me@here"}), Accepted),
+        of("KeyReveal", json!({"apiKeyRef": {"name": "a"}, "recipient": "ssh-dss AAAA"}), Refused(NO_RECIPIENT)),
+        of("KeyReveal", json!({"apiKeyRef": {"name": "a"}, "recipient": " age1a"}), Refused(NO_RECIPIENT)),
         (
             "SecuritySettings",
             "other".to_owned(),
@@ -661,9 +682,44 @@ fn creates() -> Vec<Create> {
         cases.push(key("expiresAt", json!(bad), Refused(NO_TIME)));
         cases.push(key("rotation", json!({"requestedAt": bad}), Refused(NO_REQUEST)));
     }
+    for (kind, right) in [
+        ("AlertsRulesTags", "Personal"),
+        ("LogsQuery", "Personal"),
+        ("Team", "Personal"),
+        ("SendYourData", "SendYourData"),
+        ("Scim", "Team"),
+    ] {
+        for key_type in ["Personal", "SendYourData", "Team"] {
+            let mut spec = json!({"type": key_type, "legacy": kind, "secret": {"name": "old", "key": "token"}});
+            if key_type == "Personal" {
+                spec["user"] = json!("alice");
+            }
+            cases.push(of("ApiKey", spec, if key_type == right { Accepted } else { Refused(LEGACY_TYPE) }));
+        }
+    }
+    let place = json!({"name": "old", "key": "token"});
+    for (field, value, expected) in [
+        ("presets", json!([]), Accepted),
+        ("permissions", json!([]), Accepted),
+        ("presets", json!(["Alerts"]), Refused(NOT_BOTH)),
+        ("permissions", json!(["alerts:Snooze"]), Refused(NOT_BOTH)),
+        ("rotation", json!({"every": "24h"}), Refused(NO_LEGACY_ROTATION)),
+        ("secret", json!({"name": "old"}), Refused(LEGACY_SECRET)),
+        ("secret", json!({"key": "token"}), Refused(LEGACY_SECRET)),
+        ("secret", json!({"name": "old", "key": "token", "labels": {"a": "b"}}), Refused(LEGACY_METADATA)),
+        ("secret", json!({"name": "old", "key": "token", "annotations": {"a": "b"}}), Refused(LEGACY_METADATA)),
+        ("expiresAt", json!("2099-06-01T00:00:00Z"), Accepted),
+        ("active", json!(false), Accepted),
+    ] {
+        let mut spec = json!({"type": "Team", "legacy": "Scim", "secret": place});
+        spec[field] = value;
+        cases.push(of("ApiKey", spec, expected));
+    }
+    cases.push(of("ApiKey", json!({"type": "Team", "legacy": "Scim"}), Refused(LEGACY_SECRET)));
     for bad in ["", "1", "h", "1d", "1.5h", "-1h", "+1h", "1H", "100000h", "1h 2m", "1h2m3s4s", "1ms", "PT1H", "1h\n"] {
         cases.push(key("rotation", json!({"every": bad}), Refused(NO_EVERY)));
         cases.push(key("rotation", json!({"overlap": bad}), Refused(NO_OVERLAP)));
+        cases.push(of("SecuritySettings", json!({"eraseUnrevealedAfter": bad}), Refused(NO_ERASE)));
         let limit = |name: &str, text| of("SecuritySettings", json!({"limits": {name: bad}}), Refused(text));
         cases.push(limit(
             "maxLifetime",
@@ -724,6 +780,9 @@ const USER: &str = "spec.user: Invalid value: user is immutable: delete this Api
 const MOVED: &str = "spec.secret: Invalid value: secret.name is immutable, since the value is written once: delete this ApiKey and create another";
 const REKEYED: &str = "spec.secret: Invalid value: secret.key is immutable, since the value is written once: delete this ApiKey and create another";
 
+const CHANGED: &str = "spec: Invalid value: a request can't be changed: make another";
+const LEGACY: &str = "spec.legacy: Invalid value: legacy is immutable: delete this ApiKey and create another";
+
 /// Name of the stored key (see `STORED`), what the merge patch of its spec is, what becomes of it.
 fn updates() -> Vec<(&'static str, Value, Expected)> {
     vec![
@@ -758,6 +817,14 @@ fn updates() -> Vec<(&'static str, Value, Expected)> {
         ("team", json!({"rotation": {"every": "24h", "overlap": "24h"}}), Refused(OVERLAPS)),
         ("team", json!({"presets": null}), Refused(EMPTY)),
         ("team", json!({"user": "alice"}), Refused(NO_USER_HERE)),
+        ("legacy", json!({"active": false}), Accepted),
+        ("legacy", json!({"legacy": null, "permissions": ["alerts:Snooze"]}), Refused(LEGACY)),
+        ("legacy-logs", json!({"legacy": "Team"}), Refused(LEGACY)),
+        (
+            "personal",
+            json!({"legacy": "Team", "presets": null, "secret": {"name": "personal-secret", "key": "key-value"}}),
+            Refused(LEGACY),
+        ),
     ]
 }
 
@@ -772,7 +839,16 @@ async fn what_identifies_a_key_or_its_secret_never_changes() {
             json!({"type": "Team", "presets": ["Alerts"], "secret": {"name": "default-secret", "key": "key-value"}}),
         ),
         ("custom", json!({"type": "Team", "presets": ["Alerts"], "secret": {"name": "own", "key": "KEY"}})),
+        ("legacy", json!({"type": "Team", "legacy": "Scim", "secret": {"name": "old-scim", "key": "token"}})),
+        (
+            "legacy-logs",
+            json!({"type": "Personal", "user": "a", "legacy": "LogsQuery", "secret": {"name": "old-logs", "key": "token"}}),
+        ),
     ];
+    for secret in ["old-scim", "old-logs"] {
+        let data = json!({"token": "a value of twenty characters or more"});
+        team.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "stringData": data}));
+    }
     for (name, spec) in &stored {
         team.apply(&api_key(name, spec));
         // From here on nothing else writes to it, so that its resourceVersion stays.
@@ -784,6 +860,26 @@ async fn what_identifies_a_key_or_its_secret_never_changes() {
         let mut object = team.get(&format!("apikey/{name}"));
         merge(&mut object["spec"], &patch);
         cases.push((format!("{name}: {patch}"), api.clone(), object, expected));
+    }
+    check(cases).await;
+}
+
+#[tokio::test]
+async fn a_request_to_reveal_never_changes() {
+    let team = Team::new().await;
+    let reveal = |recipient: &str| {
+        json!({
+            "apiVersion": "keywright.dev/v1alpha1", "kind": "KeyReveal", "metadata": {"name": "r"},
+            "spec": {"apiKeyRef": {"name": "nothing"}, "recipient": recipient},
+        })
+    };
+    team.apply(&reveal("age1a"));
+    let api = apis(&team, "KeyReveal").await;
+    let mut cases = vec![];
+    for (recipient, expected) in [("age1a", Accepted), ("age1b", Refused(CHANGED))] {
+        let mut object = team.get("keyreveal/r");
+        object["spec"]["recipient"] = json!(recipient);
+        cases.push((recipient.to_owned(), api.clone(), object, expected));
     }
     check(cases).await;
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{Team, api_key};
 
-const KINDS: [&str; 4] = ["accesspolicies", "apikeys", "permissioncatalogs", "securitysettings"];
+const KINDS: [&str; 5] = ["accesspolicies", "apikeys", "keyreveals", "permissioncatalogs", "securitysettings"];
 
 /// Calls `visit` with the path of each schema that the CRD has, the schema, and the field's name if it is one.
 fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
@@ -62,8 +62,11 @@ async fn explain_says_how_to_write_a_field() {
         ("accesspolicy.spec.generalAccess", "for everyone whom no rule covers"),
         ("accesspolicy.spec.rules.policyAccess", "Absent means the same as access"),
         ("securitysettings.spec.workloadSecrets", "Absent means Deny"),
-        ("accesspolicy", "does not enforce access policies yet"),
-        ("securitysettings", "does not enforce them yet"),
+        ("accesspolicy", "in addition to the role-based rights that they need anyway"),
+        ("accesspolicy.status.lockedOut", "An asterisk stands for everyone whom no rule covers"),
+        ("securitysettings", "limits for keys"),
+        ("keyreveal.spec.recipient", "an age recipient (age1...) or an SSH public key"),
+        ("apikey.spec.legacy", "which is read and never written"),
     ] {
         // Lines are wrapped.
         let explained = team.kubectl(&["explain", field]).split_whitespace().collect::<Vec<_>>().join(" ");
@@ -109,14 +112,15 @@ async fn get_shows_the_list_of_keys() {
     team.until_condition("apikey/bob", "Ready", "True", "Inactive").await;
 
     let (header, row) = table(&team.kubectl(&["get", "ak"]), "shown");
-    assert_eq!(header, ["NAME", "DISPLAY NAME", "TYPE", "STATE", "READY", "AGE"]);
-    assert_eq!(row[..5], ["shown", "Shown", "SendYourData", "Active", "True"]);
+    assert_eq!(header, ["NAME", "DISPLAY NAME", "TYPE", "CREATOR", "STATE", "READY", "AGE"]);
+    assert_eq!(row[..6], ["shown", "Shown", "SendYourData", "admin", "Active", "True"]);
 
     let (header, row) = table(&team.kubectl(&["get", "apikeys", "-o", "wide"]), "shown");
-    assert_eq!(header[6..], ["EXPIRES", "NEXT ROTATION", "SECRET", "ID", "REASON"]);
+    let wide = ["EXPIRES", "LAST USED", "CREATOR TYPE", "NEXT ROTATION", "SECRET", "ID", "REASON"];
+    assert_eq!(header[7..], wide);
     let status = &key["status"];
     let [next, id] = ["nextRotationAt", "id"].map(|field| status[field].as_str().unwrap());
-    assert_eq!(row[6..], ["2099-06-01T00:00:00Z", next, "shown-secret", id, "Active"]);
+    assert_eq!(row[7..], ["2099-06-01T00:00:00Z", "", "User", next, "shown-secret", id, "Active"]);
     assert!(next > "2026" && id.starts_with("key_") && id.len() == 20, "{next} {id}");
 
     // The category has every kind; those that this version refuses are empty.
@@ -132,6 +136,7 @@ async fn get_shows_the_list_of_keys() {
         [
             ("accesspolicies", "akp", "true"),
             ("apikeys", "ak", "true"),
+            ("keyreveals", "akr", "true"),
             ("permissioncatalogs", "akcat", "false"),
             ("securitysettings", "akss", "true"),
         ]
@@ -154,9 +159,10 @@ async fn get_shows_the_list_of_keys() {
     let (header, row) = table(&team.kubectl(&["get", "akcat"]), "coralogix");
     assert_eq!(header, ["NAME", "PERMISSIONS", "PRESETS", "ACCEPTED", "AGE"]);
     assert_eq!(row[..4], ["coralogix", "301", "38", "True"]);
-    for (kind, columns) in
-        [("accesspolicies", &["Mode", "General Access", "Age"][..]), ("securitysettings", &["One-Time Reveal", "Age"])]
-    {
+    for (kind, columns) in [
+        ("accesspolicies", &["Mode", "General Access", "Keys", "Accepted", "Age"][..]),
+        ("securitysettings", &["One-Time Reveal", "Age"]),
+    ] {
         let crd = team.get(&format!("crd/{kind}.keywright.dev"));
         let shown = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array().unwrap();
         assert_eq!(shown.iter().map(|column| &column["name"]).collect::<Vec<_>>(), columns, "{kind}");

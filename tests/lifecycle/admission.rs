@@ -73,21 +73,15 @@ async fn every_problem_is_listed_in_one_refusal() {
     let team = Team::new().await;
     let spec = json!({
         "type": "SendYourData", "presets": ["SendDatta", "Alerts"], "permissions": ["nope:Read"],
-        "accessPolicyRef": {"name": "p"}, "expiresAt": "2020-01-01T00:00:00Z",
+        "expiresAt": "2020-01-01T00:00:00Z",
         "secret": {"labels": {"a b": "c"}},
     });
     let refusal = team.refusal("all", spec.clone()).await;
     let fields: Vec<_> = causes(&refusal).into_iter().map(|(field, _)| field).collect();
-    let expected = [
-        "spec.presets[0]",
-        "spec.presets[1]",
-        "spec.permissions[0]",
-        "spec.secret.labels[a b]",
-        "spec.accessPolicyRef",
-        "spec.expiresAt",
-    ];
+    let expected =
+        ["spec.presets[0]", "spec.presets[1]", "spec.permissions[0]", "spec.secret.labels[a b]", "spec.expiresAt"];
     assert_eq!(fields, expected);
-    assert!(refusal.message.contains("6 problems"), "{}", refusal.message);
+    assert!(refusal.message.contains("5 problems"), "{}", refusal.message);
 
     let output = team.kubectl_output(&["apply", "-f", &team.file(&manifest("all", &spec))]);
     let text = String::from_utf8_lossy(&output.stderr);
@@ -196,20 +190,6 @@ async fn times_and_durations_that_make_no_sense_are_refused() {
     let sum = json!({"rotation": {"every": "1h1m", "overlap": "59m120s"}});
     assert_eq!(team.refusal("sum", spec_with(sum)).await.code, 422);
     team.minted("fine", spec_with(json!({"rotation": {"every": "1h1m", "overlap": "59m119s"}}))).await;
-}
-
-#[tokio::test]
-async fn policies_that_nobody_enforces_are_refused() {
-    let team = Team::new().await;
-    let spec = spec_with(json!({"accessPolicyRef": {"name": "p"}}));
-    assert_one_cause(&team.refusal("key", spec).await, "spec.accessPolicyRef", "does not enforce access policies");
-    for object in [
-        json!({"apiVersion": "keywright.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": "p"}, "spec": {"mode": "Private"}}),
-        json!({"apiVersion": "keywright.dev/v1alpha1", "kind": "SecuritySettings", "metadata": {"name": "default"}, "spec": {}}),
-    ] {
-        let error = team.kubectl(&["apply", "-f", &team.file(&object)]).unwrap_err().to_string();
-        assert!(error.contains("does not enforce"), "{error}");
-    }
 }
 
 /// A catalogue may take away what a key already has. Then the key must still be usable as an object: labels, owners,
@@ -350,7 +330,6 @@ async fn refusals_are_counted_by_rule() {
         ("InvalidTime", spec_with(json!({"expiresAt": "2099-02-30T00:00:00Z"}))),
         ("ExpiryInPast", spec_with(json!({"expiresAt": "2020-01-01T00:00:00Z"}))),
         ("InvalidSecretMetadata", spec_with(json!({"secret": {"labels": {"a b": ""}}}))),
-        ("NotEnforced", spec_with(json!({"accessPolicyRef": {"name": "p"}}))),
     ];
     let counts = async || {
         let text = operator.metrics().await.unwrap();

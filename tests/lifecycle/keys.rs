@@ -71,7 +71,6 @@ async fn the_prefix_tells_the_type() {
     for (name, spec, prefix) in [
         ("a", json!({"type": "SendYourData", "presets": ["SendData"]}), "kws_"),
         ("b", json!({"type": "Team", "permissions": ["logs.data-ingress:SendData"]}), "kwt_"),
-        ("c", json!({"type": "Personal", "user": "alice@example.com", "presets": ["Alerts"]}), "kwp_"),
     ] {
         let (_, value) = team.minted(name, spec).await;
         assert!(is_well_formed(&value) && value.starts_with(prefix), "{name}");
@@ -438,4 +437,16 @@ async fn an_immutable_secret_is_told_and_a_request_kept_until_it_can_be_carried_
     let key = team.ready("fixed").await;
     assert_eq!(tokens(&key)[0].sha256, sha256(&team.value("fixed").await));
     assert_eq!(tokens(&key)[1].sha256, sha256(&value));
+}
+
+#[tokio::test]
+async fn a_key_whose_policy_is_missing_works_and_says_that_nobody_may_manage_it() {
+    let team = Team::new().await;
+    let (key, _) = team.minted("guarded", spec_with(json!({"accessPolicyRef": {"name": "nowhere"}}))).await;
+    let policy = condition(&key, "PolicyAccepted").expect("condition PolicyAccepted");
+    assert_eq!((policy.status.as_str(), policy.reason.as_str()), ("False", "PolicyNotFound"));
+    assert!(policy.message.contains("nobody may view or manage the key"), "{}", policy.message);
+    assert_eq!(team.event("guarded", "PolicyNotFound").await, policy.message);
+    team.edit("guarded", json!({"accessPolicyRef": null})).await;
+    assert!(condition(&team.ready("guarded").await, "PolicyAccepted").is_none());
 }

@@ -11,6 +11,8 @@ mod admission;
 mod bypass;
 mod gitops;
 mod keys;
+mod legacy;
+mod policies;
 mod restore;
 mod rotation;
 mod security;

@@ -229,7 +229,7 @@ async fn confused_deputy_no_field_reaches_another_namespace_or_host() {
     assert_eq!(secrets.iter().map(ResourceExt::name_any).collect::<BTreeSet<_>>(), expected);
     assert!(secrets.iter().all(|secret| secret.type_.as_deref() == Some(SECRET_TYPE)));
     let stolen = victim.value("victim").await;
-    assert!(secrets.iter().all(|secret| value_of(secret).is_some_and(|value| value != stolen)));
+    assert!(secrets.iter().all(|secret| value_of(secret).is_none_or(|value| value != stolen)));
     assert_eq!(victim.secrets.list(&ListParams::default()).await.unwrap().items, before, "the victim was touched");
     assert_eq!(CALLS.load(Ordering::SeqCst), 0, "somebody was called");
     let name = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
@@ -351,6 +351,8 @@ async fn namespace_admin_to_cluster_admin_edit_and_admin_gain_nothing_outside() 
         let user = format!("{role}@{}", team.namespace);
         let binding = format!("--clusterrole={role}");
         team.kubectl(&["create", "rolebinding", role, &binding, &format!("--user={user}")]).unwrap();
+        let (name, everything) = (format!("{role}-use"), "--clusterrole=keywright-everything");
+        team.kubectl(&["create", "rolebinding", &name, everything, &format!("--user={user}")]).unwrap();
         let client = team.cluster.plane.client_as(&user, &[]).await.unwrap();
         let keys: Api<ApiKey> = Api::namespaced(client.clone(), &team.namespace);
         eventually("the role is bound", PATIENCE, async || {

@@ -20,6 +20,9 @@ use tokio::task::JoinHandle;
 /// The annotation with the record of a key.
 pub const RECORD: &str = "keywright.dev/record";
 
+/// Where a Secret holds a sealed value, and one on its way to the person who took it.
+pub const SEALED: [&str; 2] = ["sealed-value", "claimed"];
+
 /// The type of the Secrets that hold keys.
 pub const SECRET_TYPE: &str = "keywright.dev/api-key";
 
@@ -94,12 +97,12 @@ where
     }
 }
 
-/// The value in a Secret of ours.
+/// The value in a Secret of ours, unless it is sealed.
 pub fn value_of(secret: &Secret) -> Option<String> {
     if secret.type_.as_deref() != Some(SECRET_TYPE) {
         return None;
     }
-    let ByteString(bytes) = secret.data.as_ref()?.values().next()?;
+    let (_, ByteString(bytes)) = secret.data.as_ref()?.iter().find(|(name, _)| !SEALED.contains(&name.as_str()))?;
     Some(String::from_utf8_lossy(bytes).into_owned())
 }
 

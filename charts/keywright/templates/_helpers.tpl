@@ -69,3 +69,14 @@ and keep.
 {{- end }}
 {{- merge $object (dict "metadata" $metadata) | toYaml }}
 {{- end }}
+
+{{/*
+Garbage collection and the namespace controller touch any object, and must not be held up. Nobody can be one of them but
+those who run the control plane.
+*/}}
+{{- define "keywright.notAController" -}}
+- name: not-garbage-collection
+  expression: >-
+    !(request.userInfo.username in ['system:serviceaccount:kube-system:generic-garbage-collector',
+    'system:serviceaccount:kube-system:namespace-controller', 'system:kube-controller-manager'])
+{{- end }}

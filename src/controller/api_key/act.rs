@@ -17,14 +17,15 @@ use serde_json::{Value, json};
 
 use super::observe::MANAGED_BY;
 use crate::{
-    api::ApiKey,
+    api::{ApiKey, SecuritySettings},
     controller::{RequestError, request},
     domain::{
         key::Key,
         lifecycle::{Held, Step},
-        record::{self, Record},
+        record::{self, Record, Sealed},
         status::secret_ref,
     },
+    sealing::Keeper,
 };
 
 /// What became of a step.
@@ -50,6 +51,7 @@ pub enum Acted {
 /// tells, since record and value are written together.
 pub async fn act(
     client: &Client,
+    sealing: &Keeper,
     namespace: &str,
     key: &ApiKey,
     step: Step,
@@ -58,17 +60,55 @@ pub async fn act(
     match step {
         Step::Rest => Ok(Acted::Rested),
         Step::Mint(draft) => {
+            let draft = if draft.is_first() && key.spec.legacy.is_none() {
+                // Asked for and not remembered: settings that were applied together with this key count for it.
+                let all: Api<SecuritySettings> = Api::namespaced(client.clone(), namespace);
+                let settings = request("get SecuritySettings default", all.get_opt("default")).await?;
+                draft.settled(&key.spec, settings.as_ref().map(|settings| &settings.spec))
+            } else {
+                draft
+            };
             let value = mint(key)?;
             let record = draft.seal(key, value.digest(), now);
-            create(client, namespace, key, &value, record).await
+            let data = data(sealing, key, &value, &record).await?;
+            create(client, namespace, key, data, record).await
         }
         Step::Rotate { held, draft } => {
             let value = mint(key)?;
             let record = draft.seal(key, value.digest(), now);
-            patch(client, namespace, key, &held, Some(&value), record).await
+            let data = data(sealing, key, &value, &record).await?;
+            patch(client, namespace, key, &held, Change::Value(data), record).await
         }
-        Step::Amend { held, record } => patch(client, namespace, key, &held, None, record).await,
+        Step::Amend { held, record } => patch(client, namespace, key, &held, Change::Metadata, record).await,
+        Step::Erase { held, record } => patch(client, namespace, key, &held, Change::Erasure, record).await,
     }
+}
+
+/// What a Secret holds of a value: plain, sealed or both, as its record says.
+async fn data(
+    sealing: &Keeper,
+    key: &ApiKey,
+    value: &Key,
+    record: &Record,
+) -> Result<BTreeMap<String, ByteString>, RequestError> {
+    let mut data = BTreeMap::new();
+    if record.sealed.as_ref().is_none_or(|sealed| sealed.plain) {
+        data.insert(secret_ref(key).key, ByteString(value.expose().as_bytes().to_vec()));
+    }
+    if record.sealed.as_ref().is_some_and(Sealed::is_kept) {
+        let ring = sealing.ring().await.map_err(RequestError::new_local)?;
+        let sealed = ring.seal(value.expose().as_bytes());
+        let sealed = sealed.map_err(|error| RequestError::new_local(error.to_string()))?;
+        data.insert(record::SEALED_VALUE.to_owned(), ByteString(sealed));
+    }
+    Ok(data)
+}
+
+/// What a patch does to the data of a Secret.
+enum Change {
+    Metadata,
+    Value(BTreeMap<String, ByteString>),
+    Erasure,
 }
 
 fn mint(key: &ApiKey) -> Result<Key, RequestError> {
@@ -80,7 +120,7 @@ async fn create(
     client: &Client,
     namespace: &str,
     key: &ApiKey,
-    value: &Key,
+    data: BTreeMap<String, ByteString>,
     record: Record,
 ) -> Result<Acted, RequestError> {
     let place = secret_ref(key);
@@ -98,7 +138,7 @@ async fn create(
             ..ObjectMeta::default()
         },
         type_: Some(record::SECRET_TYPE.to_owned()),
-        data: Some(BTreeMap::from([(place.key, ByteString(value.expose().as_bytes().to_vec()))])),
+        data: Some(data),
         ..Secret::default()
     };
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
@@ -122,7 +162,7 @@ async fn patch(
     namespace: &str,
     key: &ApiKey,
     before: &Held,
-    value: Option<&Key>,
+    change: Change,
     record: Record,
 ) -> Result<Acted, RequestError> {
     let place = secret_ref(key);
@@ -143,14 +183,23 @@ async fn patch(
     if !before.owned {
         body["metadata"]["ownerReferences"] = json!([owner(key)]);
     }
-    if let Some(value) = value {
-        body["data"] = json!({ place.key: ByteString(value.expose().as_bytes().to_vec()) });
+    let minted = matches!(change, Change::Value(_));
+    match change {
+        Change::Metadata => {}
+        // What the value before left behind goes with it.
+        Change::Value(data) => {
+            body["data"] = json!({ place.key.as_str(): null, record::SEALED_VALUE: null, record::CLAIMED: null });
+            for (name, value) in data {
+                body["data"][name] = json!(value);
+            }
+        }
+        Change::Erasure => body["data"] = json!({ record::SEALED_VALUE: null, record::CLAIMED: null }),
     }
     match request(&what, secrets.patch(&place.name, &PatchParams::default(), &Patch::Merge(body))).await {
         Ok(mut secret) => {
             wipe(&mut secret);
-            let intact = value.is_some() || before.intact;
-            Ok(Acted::Wrote { held: Held { intact, ..held(&secret, record) }, minted: value.is_some() })
+            let intact = minted || before.intact;
+            Ok(Acted::Wrote { held: Held { intact, ..held(&secret, record) }, minted })
         }
         Err(error) if error.is(|status| status.is_conflict() || status.is_not_found()) => Ok(Acted::Changed),
         Err(error) => Err(error),

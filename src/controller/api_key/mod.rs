@@ -4,6 +4,7 @@
 //! that changes nothing costs no request at all.
 
 pub mod act;
+mod legacy;
 pub mod observe;
 
 use std::{
@@ -21,6 +22,7 @@ use super::{RequestError, backoff::Backoff, events::Events, request, status_patc
 use crate::{
     api::ApiKey,
     domain::{
+        gates::KnownPolicy,
         lifecycle::{self, Observed, Step, World},
         status::{self, Facts},
         validate,
@@ -30,6 +32,7 @@ use crate::{
         clock::Clock,
         metrics::{Metrics, Outcome},
     },
+    sealing::Keeper,
 };
 
 /// What reconciliation works with.
@@ -48,6 +51,8 @@ pub struct Context {
     pub backoff: Arc<Backoff>,
     /// When which Secret is looked at again.
     pub checks: Checks,
+    /// The keys that seal values.
+    pub sealing: Keeper,
 }
 
 /// When the Secret of each key is looked at again. Nothing announces that a Secret was deleted: a watch would need
@@ -77,9 +82,22 @@ impl Checks {
         })
     }
 
-    fn done(&self, uid: &str, now: Timestamp) {
+    /// A look that was due at `due` is done. If another was asked for meanwhile, that stays.
+    fn done(&self, uid: &str, due: Timestamp, now: Timestamp) {
         let at = now.checked_add(self.interval).unwrap_or(Timestamp::MAX);
-        self.next.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), at);
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        if next.get(uid).is_none_or(|asked| *asked == due) {
+            next.insert(uid.to_owned(), at);
+        }
+    }
+
+    /// Has the Secret looked at when its key has its turn: somebody else wrote to it.
+    pub(super) fn now(&self, uid: &str) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        // Never twice the same, so that a look that is under way does not count for this.
+        let tick = SignedDuration::from_nanos(1);
+        let asked = next.get(uid).filter(|at| **at < Timestamp::UNIX_EPOCH).and_then(|at| at.checked_add(tick).ok());
+        next.insert(uid.to_owned(), asked.unwrap_or(Timestamp::MIN));
     }
 
     fn retain(&self, keep: impl Fn(&str) -> bool) {
@@ -134,22 +152,28 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     if key.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    if key.spec.legacy.is_some() {
+        return legacy::run(key, context).await;
+    }
     let now = context.clock.now();
     let uid = key.uid().unwrap_or_default();
     let namespace = key.namespace().unwrap_or_default();
     let verdict = validate::check(&key.spec, &context.index.catalog());
     let rival = context.index.rival(&namespace, key, true);
+    let settings = context.index.settings(&namespace);
+    let policy = policy_of(key, &namespace, context);
+    let settings = settings.as_deref();
     let check_at = context.checks.due_at(&uid, now);
 
     let mut minted = false;
     let mut error = None;
     let mut secret = Observed::NotRead;
-    let mut look = lifecycle::must_read(key, now, check_at <= now);
+    let mut look = lifecycle::must_read(key, settings, now, check_at <= now);
     // Look, decide, act; and once more if somebody else was faster. Three rounds are more than any order of events
     // needs; if others keep writing to the Secret, the backoff takes over.
     for round in 1..=ROUNDS {
         if look {
-            match observe::observe(&context.client, &namespace, key).await {
+            match observe::observe(&context.client, &context.sealing, &namespace, key).await {
                 Ok(found) => secret = found,
                 Err(failed) => {
                     error = Some(("SecretReadFailed", failed));
@@ -157,10 +181,10 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
                 }
             }
         }
-        let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, now };
+        let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, settings, now };
         let step = lifecycle::step(&world);
         let verb = if matches!(step, Step::Mint(_)) { "create" } else { "update" };
-        match act::act(&context.client, &namespace, key, step, now).await {
+        match act::act(&context.client, &context.sealing, &namespace, key, step, now).await {
             Ok(Acted::Changed) if round == ROUNDS => {
                 let name = status::secret_ref(key).name;
                 let why = format!("{verb} Secret {name}: others keep writing to it (409)");
@@ -181,10 +205,19 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     }
 
     let failure = error.as_ref().map(|(reason, error)| error.failure(reason));
-    let facts =
-        Facts { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, failure: failure.as_ref(), now };
+    let facts = Facts {
+        key,
+        verdict: &verdict,
+        rival: rival.as_deref(),
+        secret: &secret,
+        settings,
+        policy: policy.as_deref(),
+        import: None,
+        failure: failure.as_ref(),
+        now,
+    };
     let status = status::build(&facts);
-    let next = lifecycle::next_wake(key, &status, now);
+    let next = lifecycle::next_wake(key, &status, settings, now);
     if !report(key, &namespace, status, minted, context).await? {
         // The object changed meanwhile; its event is on the way, and this is in case it is not.
         return Ok(Action::requeue(Duration::from_secs(5)));
@@ -193,7 +226,7 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         return Err(error);
     }
     if secret != Observed::NotRead {
-        context.checks.done(&uid, now);
+        context.checks.done(&uid, check_at, now);
     }
     if let Observed::Foreign { .. } = secret {
         return Ok(Action::requeue(context.backoff.failed(&uid)));
@@ -203,6 +236,11 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     // A second late rather than early: times have whole seconds.
     let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
     Ok(Action::requeue(wait))
+}
+
+/// The AccessPolicy that a key refers to.
+fn policy_of(key: &ApiKey, namespace: &str, context: &Context) -> Option<Arc<KnownPolicy>> {
+    context.index.policy(namespace, &key.spec.access_policy_ref.as_ref()?.name)
 }
 
 /// Writes the status if it changed, and the Events that the change is worth. False if the object changed meanwhile.

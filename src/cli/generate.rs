@@ -1,0 +1,43 @@
+//! Completion scripts and manual pages.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory};
+
+use super::{Cli, Failure, Reply, Result};
+
+#[derive(Args)]
+pub(super) struct CompletionArgs {
+    /// The shell.
+    shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub(super) struct ManArgs {
+    /// The directory, which has to exist.
+    directory: PathBuf,
+}
+
+pub(super) fn completion(args: &CompletionArgs) -> Result<Reply> {
+    let mut script = vec![];
+    // A shell completes the name of a program: that of the plugin's binary.
+    let mut command = Cli::command().bin_name("kubectl-keywright");
+    clap_complete::generate(args.shell, &mut command, "kubectl-keywright", &mut script);
+    String::from_utf8(script).map(Reply::yes).map_err(|error| Failure::Refused(error.to_string()))
+}
+
+pub(super) fn man(args: &ManArgs) -> Result<Reply> {
+    let failed = |error: std::io::Error| Failure::Refused(format!("{}: {error}", args.directory.display()));
+    clap_mangen::generate_to(Cli::command(), &args.directory).map_err(failed)?;
+    Ok(Reply::yes(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

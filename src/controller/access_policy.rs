@@ -1,0 +1,38 @@
+//! Reports for each AccessPolicy which keys refer to it, whom it locks out, and whether anybody can still change it.
+
+use std::collections::BTreeMap;
+
+use kube::{Api, Client, ResourceExt, api::PatchParams, core::Status};
+
+use super::{RequestError, request, status_patch};
+use crate::{
+    api::{AccessPolicy, KeyType},
+    domain::policy_status,
+    runtime::clock::Clock,
+};
+
+/// Writes the status of one policy if it changed. `keys` are the ApiKeys that refer to it.
+///
+/// # Errors
+/// If the API server can't be asked or refuses.
+pub async fn report(
+    client: &Client,
+    policy: &AccessPolicy,
+    keys: &BTreeMap<String, KeyType>,
+    clock: &Clock,
+) -> Result<(), RequestError> {
+    let status = policy_status::build(policy, keys, clock.now());
+    if policy.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let namespace = policy.namespace().unwrap_or_default();
+    let policies: Api<AccessPolicy> = Api::namespaced(client.clone(), &namespace);
+    let (name, params) = (policy.name_any(), PatchParams::default());
+    let patch = status_patch(policy, policy.status.as_ref(), &status);
+    match request("update status", policies.patch_status(&name, &params, &patch)).await {
+        Ok(_) => Ok(()),
+        // It is gone, or changed meanwhile and its event is on the way.
+        Err(error) if error.is(|status: &Status| status.is_conflict() || status.is_not_found()) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,149 @@
+//! The rights of people, as RBAC grants them, and how a request's need for them is written down.
+//!
+//! Each permission of the catalogue is a right on a virtual resource, as `signers` are for certificates: verb `use`,
+//! group `keywright.dev`, resource `permissions`, resourceName the permission, in the team's namespace; each preset
+//! likewise as resource `presets`. A [`Need`] is pure; [`crate::access`] asks the cluster.
+
+use std::{fmt, sync::Arc};
+
+use crate::api::{KeyType, LegacyKind};
+
+/// One right that the cluster can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Right {
+    /// `use` of one permission.
+    Permission(Arc<str>),
+    /// `use` of every permission.
+    EveryPermission,
+    /// `use` of one preset, and so of what is in it.
+    Preset(Arc<str>),
+    /// To act as a user.
+    Impersonate(Arc<str>),
+    /// To read a Secret.
+    ReadSecret(Arc<str>),
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Permission(name) => write!(f, "permission {name}"),
+            Self::EveryPermission => f.write_str("every permission"),
+            Self::Preset(name) => write!(f, "preset {name}"),
+            Self::Impersonate(user) => write!(f, "impersonate {user}"),
+            Self::ReadSecret(name) => write!(f, "get Secret {name}"),
+        }
+    }
+}
+
+/// Which rights a request needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// One right.
+    Right(Right),
+    /// All of these; asked at once.
+    All(Vec<Self>),
+    /// One of these; the next is asked for only if those before it are lacking, so that the common one comes first.
+    Any(Vec<Self>),
+}
+
+impl Need {
+    /// No right at all.
+    pub const NOTHING: Self = Self::All(Vec::new());
+
+    /// The right to use one permission.
+    #[must_use]
+    pub fn permission(name: &str) -> Self {
+        Self::Right(Right::Permission(name.into()))
+    }
+
+    /// Whether the need is met by somebody of whom `has` knows the rights.
+    pub fn is_met(&self, has: &mut impl FnMut(&Right) -> bool) -> bool {
+        match self {
+            Self::Right(right) => has(right),
+            Self::All(needs) => needs.iter().all(|need| need.is_met(has)),
+            Self::Any(needs) => needs.iter().any(|need| need.is_met(has)),
+        }
+    }
+
+    /// The rights that are lacking, as few as say it: of alternatives, the first that is no more than one right.
+    pub fn missing(&self, has: &mut impl FnMut(&Right) -> bool) -> Vec<Right> {
+        match self {
+            Self::Right(right) if has(right) => vec![],
+            Self::Right(right) => vec![right.clone()],
+            Self::All(needs) => needs.iter().flat_map(|need| need.missing(has)).collect(),
+            Self::Any(_) if self.is_met(has) => vec![],
+            Self::Any(needs) => {
+                let last = needs.last().map(|need| need.missing(has)).unwrap_or_default();
+                let first = needs.first().map(|need| need.missing(has)).unwrap_or_default();
+                // "preset Alerts" says more than its fourteen permissions; a list of permissions says more than
+                // "every permission".
+                if first == [Right::EveryPermission] { last } else { first }
+            }
+        }
+    }
+}
+
+/// The permission to create, change and delete keys of a type (seed, "Permissions"); for legacy keys, the older
+/// permissions of the catalogue.
+#[must_use]
+pub const fn manage(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static str {
+    match (legacy, key_type) {
+        (Some(LegacyKind::LogsQuery), _) => "user-legacy-logs-query-api-keys:Manage",
+        (Some(LegacyKind::AlertsRulesTags | LegacyKind::Team), _) => "user-legacy-other-api-keys:Manage",
+        (_, KeyType::Personal) => "personal-custom-api-keys:Manage",
+        (_, KeyType::SendYourData) => "data-ingest-api-keys:Manage",
+        (_, KeyType::Team) => "team-custom-api-keys:Manage",
+    }
+}
+
+/// The permission to view keys of a type (seed, "Permissions").
+#[must_use]
+pub const fn view(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static str {
+    match (legacy, key_type) {
+        (Some(LegacyKind::LogsQuery), _) => "user-legacy-logs-query-api-keys:ReadConfig",
+        (Some(LegacyKind::AlertsRulesTags | LegacyKind::Team), _) => "user-legacy-other-api-keys:ReadConfig",
+        (_, KeyType::Personal) => "personal-custom-api-keys:ReadConfig",
+        (_, KeyType::SendYourData) => "data-ingest-api-keys:ReadConfig",
+        (_, KeyType::Team) => "team-custom-api-keys:ReadConfig",
+    }
+}
+
+/// To change every access policy, whatever the policy itself says (catalogue, permission 266). It is the way out of a
+/// policy that locks everybody out.
+pub const UPDATE_ALL_POLICIES: &str = "access-policies:UpdateAll";
+
+/// To change the security settings (seed, "Security").
+pub const MANAGE_SETTINGS: &str = "team-api-keys-security-settings:Manage";
+
+/// The permissions of which one is needed to change the access policy of a key of a type. The seed gives Team keys the
+/// spelling of SendYourData keys; the described system's other sources give them one of their own: both count.
+#[must_use]
+pub const fn update_policy(key_type: KeyType) -> &'static [&'static str] {
+    match key_type {
+        KeyType::Team => {
+            &["data-ingest-api-keys:UpdateAccessPolicy", "team-custom-api-keys:UpdateAccessPolicy", UPDATE_ALL_POLICIES]
+        }
+        KeyType::SendYourData | KeyType::Personal => &["data-ingest-api-keys:UpdateAccessPolicy", UPDATE_ALL_POLICIES],
+    }
+}
+
+/// As [`update_policy`], to read it.
+#[must_use]
+pub const fn read_policy(key_type: KeyType) -> &'static [&'static str] {
+    match key_type {
+        KeyType::Team => &[
+            "data-ingest-api-keys:ReadAccessPolicy",
+            "team-custom-api-keys:ReadAccessPolicy",
+            "access-policies:ReadAll",
+        ],
+        KeyType::SendYourData | KeyType::Personal => {
+            &["data-ingest-api-keys:ReadAccessPolicy", "access-policies:ReadAll"]
+        }
+    }
+}
+
+/// One of several permissions.
+#[must_use]
+pub fn any_permission(names: &[&str]) -> Need {
+    Need::Any(names.iter().map(|name| Need::permission(name)).collect())
+}
