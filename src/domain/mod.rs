@@ -8,6 +8,7 @@ pub mod coralogix;
 pub mod duration;
 #[cfg(test)]
 mod escalation;
+pub mod export;
 pub mod gates;
 pub mod key;
 pub mod legacy;

@@ -1,0 +1,257 @@
+//! Writes the digests of the values that work into ConfigMaps, for gateways that check digests themselves.
+//!
+//! The leader alone does. A replica that lost the lead and does not know it yet could bring a revoked value back, so each
+//! write is for the version that was read, and who takes over changes the version of every ConfigMap first.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    core::Status,
+    runtime::reflector::Store,
+};
+use serde_json::{Map, Value, json};
+use tokio::{
+    sync::{Notify, watch},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{RequestError, request};
+use crate::{
+    api::ApiKey,
+    domain::export::{Data, LIMIT, MOST, Split, export, map_name, split},
+    runtime::clock::Clock,
+};
+
+/// The label by which a gateway finds all ConfigMaps of an export. Its value is the name of the first.
+pub const LABEL: &str = "keywright.dev/export";
+
+/// The annotation that says which replica writes a ConfigMap.
+const WRITER: &str = "keywright.dev/export-writer";
+
+/// Many keys change at once when a team is set up: one write is enough. Short, since a revocation waits for it.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Between two looks at whether somebody else changed what was written.
+const CHECK: Duration = Duration::from_mins(1);
+
+/// Keeps the export as the keys are, from the moment of leadership on. `changed` says that a key is another.
+pub async fn run(
+    mut exporter: Exporter,
+    keys: Store<ApiKey>,
+    clock: Clock,
+    mut leader: watch::Receiver<bool>,
+    changed: Arc<Notify>,
+) {
+    // Before everything is listed, keys that work would be missing.
+    if leader.wait_for(|leads| *leads).await.is_err() || keys.wait_until_ready().await.is_err() {
+        return;
+    }
+    let mut checks = interval(CHECK);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut problem = None;
+    loop {
+        let now = clock.exact();
+        let export = export(keys.state().iter().map(AsRef::as_ref), now);
+        let wanted = split(&export.entries, LIMIT, MOST);
+        let mut pause = export.until.and_then(|until| Duration::try_from(until.duration_since(now)).ok());
+        let failed = match exporter.write(&wanted).await {
+            Ok(written) => {
+                if written > 0 {
+                    tracing::info!(digests = export.entries.len(), written, "exported digests");
+                }
+                let left_out = wanted.left_out;
+                (left_out > 0)
+                    .then(|| format!("{left_out} digests do not fit into {MOST} ConfigMaps: use the verifier"))
+            }
+            // Somebody else wrote first; what they wrote is read again.
+            Err(error) if error.is(|status: &Status| status.is_conflict() || status.is_already_exists()) => {
+                pause = Some(PAUSE);
+                None
+            }
+            Err(error) => {
+                pause = Some(RETRY);
+                Some(error.to_string())
+            }
+        };
+        if let Some(error) = failed.as_ref().filter(|error| problem.as_ref() != Some(*error)) {
+            tracing::error!(
+                error,
+                "digests are not exported as they should be; what was revoked may still be accepted"
+            );
+        }
+        problem = failed;
+        tokio::select! {
+            () = changed.notified() => sleep(PAUSE).await,
+            () = sleep(pause.unwrap_or(CHECK)) => {}
+            _ = checks.tick() => if let Err(error) = exporter.check().await {
+                tracing::warn!(%error, "the exported digests could not be checked");
+            },
+        }
+    }
+}
+
+/// Writes one export.
+pub struct Exporter {
+    maps: Api<ConfigMap>,
+    namespace: String,
+    name: String,
+    writer: String,
+    /// What is in the cluster, as this replica read or wrote it; none before that, and after anything went wrong.
+    held: Option<Vec<Held>>,
+}
+
+struct Held {
+    version: Option<String>,
+    data: Data,
+}
+
+impl Exporter {
+    /// Nothing is read or written before [`Self::write`]. `writer` is the name of this replica.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, name: &str, writer: &str) -> Self {
+        Self {
+            maps: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            writer: writer.to_owned(),
+            held: None,
+        }
+    }
+
+    /// Makes the ConfigMaps hold what is wanted. How many had to be written.
+    ///
+    /// # Errors
+    /// If the API server can't be asked or refuses, or if a ConfigMap of such a name is somebody else's.
+    pub async fn write(&mut self, wanted: &Split) -> Result<usize, RequestError> {
+        // Kept again only when all went well.
+        let mut held = match self.held.take() {
+            Some(held) => held,
+            None => self.take_over().await?,
+        };
+        let none = Data::new();
+        let count = wanted.maps.len().max(held.len());
+        let wanted_at = |place: usize| wanted.maps.get(place).unwrap_or(&none);
+        // When entries move to other ConfigMaps, they arrive before they go.
+        let grows = wanted.maps.len() > held.len();
+        let existing = held.len();
+        let places: Vec<_> = if grows { (0..count).rev().collect() } else { (0..count).collect() };
+        let mut created = BTreeMap::new();
+        let mut written = 0;
+        for place in places {
+            if place >= existing {
+                created.insert(place, self.create(place, wanted_at(place)).await?);
+            } else if held[place].data != *wanted_at(place) {
+                held[place] = self.change(place, &held[place], wanted_at(place)).await?;
+            } else {
+                continue;
+            }
+            written += 1;
+        }
+        held.extend(created.into_values());
+        self.held = Some(held);
+        Ok(written)
+    }
+
+    /// Looks whether somebody else changed or deleted a ConfigMap; the next [`Self::write`] then puts it right.
+    ///
+    /// # Errors
+    /// If the API server can't be asked or refuses.
+    pub async fn check(&mut self) -> Result<(), RequestError> {
+        for (place, held) in self.held.iter().flatten().enumerate() {
+            let name = map_name(&self.name, place);
+            let what = format!("get ConfigMap {}/{name}", self.namespace);
+            let found = request(&what, self.maps.get_metadata_opt(&name)).await?;
+            if found.and_then(|map| map.resource_version()) != held.version {
+                tracing::warn!(namespace = self.namespace, name, "somebody changed a ConfigMap of the export");
+                self.held = None;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is, and makes sure that nothing that another replica has sent can still be written.
+    async fn take_over(&self) -> Result<Vec<Held>, RequestError> {
+        let mut held = Vec::new();
+        while held.len() < MOST {
+            let name = map_name(&self.name, held.len());
+            let get = format!("get ConfigMap {}/{name}", self.namespace);
+            let Some(map) = request(&get, self.maps.get_opt(&name)).await? else { break };
+            if map.labels().get(LABEL) != Some(&self.name) {
+                return Err(RequestError::new_local(format!(
+                    "ConfigMap {}/{name} exists but is not labelled {LABEL}={}: delete it, or let --export-digests name \
+                     another",
+                    self.namespace, self.name
+                )));
+            }
+            let patch = json!({"metadata": {
+                "resourceVersion": map.resource_version(),
+                "annotations": {WRITER: self.writer},
+            }});
+            held.push(self.patch(&name, patch).await?);
+        }
+        Ok(held)
+    }
+
+    async fn create(&self, place: usize, data: &Data) -> Result<Held, RequestError> {
+        let name = map_name(&self.name, place);
+        let map = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some([(LABEL.to_owned(), self.name.clone())].into()),
+                annotations: Some([(WRITER.to_owned(), self.writer.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(data.clone()),
+            ..ConfigMap::default()
+        };
+        let what = format!("create ConfigMap {}/{name}", self.namespace);
+        Ok(Held::of(request(&what, self.maps.create(&PostParams::default(), &map)).await?))
+    }
+
+    async fn change(&self, place: usize, held: &Held, wanted: &Data) -> Result<Held, RequestError> {
+        let data = difference(&held.data, wanted);
+        let patch = json!({"metadata": {"resourceVersion": held.version}, "data": data});
+        self.patch(&map_name(&self.name, place), patch).await
+    }
+
+    async fn patch(&self, name: &str, patch: Value) -> Result<Held, RequestError> {
+        let what = format!("patch ConfigMap {}/{name}", self.namespace);
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        Ok(Held::of(request(&what, self.maps.patch(name, &params, &patch)).await?))
+    }
+}
+
+impl Held {
+    fn of(map: ConfigMap) -> Self {
+        Self { version: map.resource_version(), data: map.data.unwrap_or_default() }
+    }
+}
+
+/// The merge patch that makes `held` into `wanted`; what is gone has to be said.
+fn difference(held: &Data, wanted: &Data) -> Map<String, Value> {
+    let gone = held.keys().filter(|id| !wanted.contains_key(*id)).map(|id| (id.clone(), Value::Null));
+    let new = wanted.iter().filter(|(id, entry)| held.get(*id) != Some(entry));
+    gone.chain(new.map(|(id, entry)| (id.clone(), Value::from(entry.clone())))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_says_what_changed_and_what_is_gone() {
+        let data = |entries: &[(&str, &str)]| -> Data {
+            entries.iter().map(|(id, entry)| ((*id).to_owned(), (*entry).to_owned())).collect()
+        };
+        let patch =
+            difference(&data(&[("a", "1"), ("b", "1"), ("c", "1")]), &data(&[("b", "2"), ("c", "1"), ("d", "1")]));
+        assert_eq!(Value::from(patch), json!({"a": null, "b": "2", "d": "1"}));
+    }
+}
