@@ -523,6 +523,11 @@ impl Certificates {
         config.ca_life = args.webhook_ca_validity;
         config.leaf_life = args.webhook_cert_validity;
         config.settle = args.webhook_ca_settle;
+        if let (Some(service), Some(secret), Some(map)) =
+            (&args.verifier_service, &args.verifier_tls_secret, &args.verifier_ca_config_map)
+        {
+            config.issued = Some(certs::IssuedConfig::new(&args.pod_namespace, service, secret, map));
+        }
         Self::SelfManaged(certs::SelfManaged::new(client.clone(), config, now))
     }
 
