@@ -481,10 +481,10 @@ async fn the_operator_has_these_rights_and_no_others() {
     let export = ["export.enabled=true", r#"export.namespace="keywright-system""#, r#"export.name="digests""#];
     let more = rights_with(&export, "keywright");
     let more: BTreeSet<_> = more.difference(&expected).map(String::as_str).collect();
-    let names = (1..=32).map(|n| if n == 1 { "digests".to_owned() } else { format!("digests-{n}") });
-    let named = names.flat_map(|name| ["get", "patch"].map(|verb| format!("own: {verb} /configmaps[{name}]")));
-    let named: BTreeSet<_> = named.collect();
-    assert_eq!(more, named.iter().map(String::as_str).collect());
+    let maps = (1..=32).map(|n| if n == 1 { "digests".to_owned() } else { format!("digests-{n}") });
+    let granted = maps.flat_map(|map| ["get", "patch"].map(|verb| format!("own: {verb} /configmaps[{map}]")));
+    let granted: BTreeSet<_> = granted.collect();
+    assert_eq!(more, granted.iter().map(String::as_str).collect());
 }
 
 #[tokio::test]

@@ -168,7 +168,6 @@ async fn exported(client: &Client) -> Result<Value> {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story")]
 async fn gateways_are_told_the_digests_that_work_and_no_value() {
     let stage = stage().await;
     let client = stage.plane.client().await.unwrap();

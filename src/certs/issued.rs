@@ -156,20 +156,17 @@ impl Issued {
         }
         data.insert(CA.to_owned(), text(ca.bundle()));
         if data != held {
-            match read {
-                Some(read) => {
-                    let secret = Secret { data: Some(data), ..read };
-                    self.secrets.replace(name, &PostParams::default(), &secret).await?;
-                }
-                None => {
-                    let secret = Secret {
-                        metadata: metadata(name),
-                        type_: Some("kubernetes.io/tls".to_owned()),
-                        data: Some(data),
-                        ..Secret::default()
-                    };
-                    self.secrets.create(&PostParams::default(), &secret).await?;
-                }
+            if let Some(read) = read {
+                let secret = Secret { data: Some(data), ..read };
+                self.secrets.replace(name, &PostParams::default(), &secret).await?;
+            } else {
+                let secret = Secret {
+                    metadata: metadata(name),
+                    type_: Some("kubernetes.io/tls".to_owned()),
+                    data: Some(data),
+                    ..Secret::default()
+                };
+                self.secrets.create(&PostParams::default(), &secret).await?;
             }
         }
         match due {

@@ -121,7 +121,7 @@ impl SelfManaged {
                     () = sleep(pause) => {}
                 }
                 let leading = *leader.borrow_and_update();
-                let result = timeout(PASS_TIMEOUT, self.pass(leading)).await.map_err(Error::from).flatten();
+                let result = timeout(PASS_TIMEOUT, Box::pin(self.pass(leading))).await.map_err(Error::from).flatten();
                 pause = *result.as_ref().unwrap_or(&RETRY);
                 self.resolver.report(result.map(drop));
             }

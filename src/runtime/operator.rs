@@ -267,7 +267,9 @@ async fn feed_keys(
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
         writer.apply_watcher_event(&event);
-        changed.iter().for_each(|changed| changed.notify_one());
+        for changed in &changed {
+            changed.notify_one();
+        }
         match &event {
             Event::Delete(key) => api_key::forget(key, &context),
             Event::InitDone => api_key::retain(&writer.as_reader().state(), &context),
