@@ -132,7 +132,7 @@ impl Exporter {
         // Kept again only when all went well.
         let mut held = match self.held.take() {
             Some(held) => held,
-            None => self.take_over().await?,
+            None => self.take_over(wanted.maps.len()).await?,
         };
         let none = Data::new();
         let count = wanted.maps.len().max(held.len());
@@ -177,13 +177,16 @@ impl Exporter {
     }
 
     /// Reads what there is, and makes sure that nothing that another replica has sent can still be written.
-    async fn take_over(&self) -> Result<Vec<Held>, RequestError> {
+    async fn take_over(&self, needed: usize) -> Result<Vec<Held>, RequestError> {
         let mut held = Vec::new();
         while held.len() < MOST {
             let name = map_name(&self.name, held.len());
             let get = format!("get ConfigMap {}/{name}", self.namespace);
             let Some(map) = request(&get, self.maps.get_opt(&name)).await? else { break };
             if map.labels().get(LABEL) != Some(&self.name) {
+                if held.len() >= needed {
+                    break;
+                }
                 return Err(RequestError::new_local(format!(
                     "ConfigMap {}/{name} exists but is not labelled {LABEL}={}: delete it, or let --export-digests name \
                      another",
@@ -243,15 +246,161 @@ fn difference(held: &Data, wanted: &Data) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use axum::{
+        Json, Router,
+        body::Bytes,
+        extract::State,
+        http::{Method, StatusCode, Uri},
+        response::{IntoResponse, Response},
+    };
+
     use super::*;
+
+    /// ConfigMaps by name, and what was written, in order.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>, u64)>>);
+
+    impl Server {
+        fn exporter(&self, writer: &str) -> Exporter {
+            let client = Client::new(Router::new().fallback(Self::answer).with_state(self.clone()), "gateway");
+            Exporter::new(client, "gateway", "digests", writer)
+        }
+
+        async fn answer(State(server): State<Self>, method: Method, uri: Uri, body: Bytes) -> Response {
+            let mut server = server.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (maps, writes, version) = &mut *server;
+            let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let name =
+                uri.path().strip_prefix("/api/v1/namespaces/gateway/configmaps").unwrap().trim_start_matches('/');
+            let name = if name.is_empty() { body["metadata"]["name"].as_str().unwrap() } else { name }.to_owned();
+            let refuse = |code: u16, reason: &str| {
+                let status = Status::failure(reason, reason).with_code(code);
+                (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
+            };
+            let stored = maps.get(&name).cloned();
+            let changed = match (method, stored) {
+                (Method::GET, Some(stored)) => return Json(stored).into_response(),
+                (Method::POST, Some(_)) => return refuse(409, "AlreadyExists"),
+                (Method::POST, None) => body,
+                (Method::PATCH, Some(stored)) => {
+                    let version = &body["metadata"]["resourceVersion"];
+                    assert!(version.is_string(), "a write for any version");
+                    if *version != stored["metadata"]["resourceVersion"] {
+                        return refuse(409, "Conflict");
+                    }
+                    let mut changed = stored.clone();
+                    json_patch::merge(&mut changed, &body);
+                    if changed == stored {
+                        return Json(stored).into_response();
+                    }
+                    changed
+                }
+                _ => return refuse(404, "NotFound"),
+            };
+            writes.push(name.clone());
+            *version += 1;
+            let mut changed = changed;
+            changed["metadata"]["resourceVersion"] = json!(version.to_string());
+            maps.insert(name, changed.clone());
+            Json(changed).into_response()
+        }
+
+        fn data(&self, name: &str) -> Value {
+            self.0.lock().unwrap().0[name]["data"].clone()
+        }
+
+        fn writes(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap().1)
+        }
+
+        /// What somebody else does.
+        fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+            let mut server = self.0.lock().unwrap();
+            let map = server.0.entry(name.to_owned()).or_insert_with(|| json!({"metadata": {"name": name}}));
+            map["metadata"]["resourceVersion"] = json!("edited");
+            change(map);
+        }
+    }
+
+    fn data(entries: &[(&str, &str)]) -> Data {
+        entries.iter().map(|(id, entry)| ((*id).to_owned(), (*entry).to_owned())).collect()
+    }
+
+    fn wanted(maps: &[&[(&str, &str)]]) -> Split {
+        Split { maps: maps.iter().map(|map| data(map)).collect(), left_out: 0 }
+    }
 
     #[test]
     fn a_patch_says_what_changed_and_what_is_gone() {
-        let data = |entries: &[(&str, &str)]| -> Data {
-            entries.iter().map(|(id, entry)| ((*id).to_owned(), (*entry).to_owned())).collect()
-        };
-        let patch =
-            difference(&data(&[("a", "1"), ("b", "1"), ("c", "1")]), &data(&[("b", "2"), ("c", "1"), ("d", "1")]));
-        assert_eq!(Value::from(patch), json!({"a": null, "b": "2", "d": "1"}));
+        let (before, after) =
+            (data(&[("a", "1"), ("b", "1"), ("c", "1")]), data(&[("b", "2"), ("c", "1"), ("d", "1")]));
+        assert_eq!(Value::from(difference(&before, &after)), json!({"a": null, "b": "2", "d": "1"}));
+    }
+
+    #[tokio::test]
+    async fn only_what_changed_is_written_and_entries_arrive_before_they_go() {
+        let server = Server::default();
+        let mut exporter = server.exporter("one");
+        assert_eq!(exporter.write(&wanted(&[&[("a", "1"), ("b", "1")]])).await.unwrap(), 1);
+        assert_eq!(server.data("digests"), json!({"a": "1", "b": "1"}));
+        let labels = server.0.lock().unwrap().0["digests"]["metadata"]["labels"].clone();
+        assert_eq!(labels, json!({LABEL: "digests"}));
+        assert_eq!(exporter.write(&wanted(&[&[("a", "1"), ("b", "1")]])).await.unwrap(), 0);
+        assert_eq!(server.writes(), ["digests"]);
+
+        exporter.write(&wanted(&[&[("a", "1")], &[("b", "1")]])).await.unwrap();
+        assert_eq!(server.writes(), ["digests-2", "digests"]);
+        exporter.write(&wanted(&[&[("a", "1")], &[("b", "2")]])).await.unwrap();
+        assert_eq!(server.writes(), ["digests-2"]);
+        exporter.write(&wanted(&[&[("a", "1"), ("b", "2")]])).await.unwrap();
+        assert_eq!(server.writes(), ["digests", "digests-2"]);
+        assert_eq!(server.data("digests-2"), json!({}), "what is not needed is emptied");
+        exporter.write(&wanted(&[&[("a", "1"), ("b", "2")]])).await.unwrap();
+        assert_eq!(server.writes(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn who_lost_the_lead_brings_nothing_back() {
+        let server = Server::default();
+        let (mut old, mut new) = (server.exporter("old"), server.exporter("new"));
+        old.write(&wanted(&[&[("a", "1")]])).await.unwrap();
+        // The successor finds nothing to change, and yet nothing that the old leader has read can be written over now.
+        new.write(&wanted(&[&[("a", "1")]])).await.unwrap();
+        let late = old.write(&wanted(&[&[("a", "1"), ("revoked", "1")]])).await.unwrap_err();
+        assert!(late.is(|status: &Status| status.is_conflict()), "{late}");
+        assert_eq!(server.data("digests"), json!({"a": "1"}));
+        server.writes();
+        new.write(&wanted(&[&[]])).await.unwrap();
+        assert_eq!((server.data("digests"), server.writes()), (json!({}), vec!["digests".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_did_is_found_and_put_right() {
+        let server = Server::default();
+        let mut exporter = server.exporter("one");
+        let all = wanted(&[&[("a", "1")]]);
+        exporter.write(&all).await.unwrap();
+        server.edit("digests", |map| map["data"]["forged"] = json!("1"));
+        exporter.write(&all).await.unwrap();
+        assert_eq!(server.data("digests"), json!({"a": "1", "forged": "1"}), "nothing asked yet");
+        exporter.check().await.unwrap();
+        exporter.write(&all).await.unwrap();
+        assert_eq!(server.data("digests"), json!({"a": "1"}));
+
+        server.0.lock().unwrap().0.clear();
+        exporter.check().await.unwrap();
+        exporter.write(&all).await.unwrap();
+        assert_eq!(server.data("digests"), json!({"a": "1"}));
+    }
+
+    #[tokio::test]
+    async fn a_config_map_of_somebody_else_is_left_alone() {
+        let server = Server::default();
+        server.edit("digests", |map| map["data"] = json!({"theirs": "1"}));
+        let refused = server.exporter("one").write(&wanted(&[&[("a", "1")]])).await.unwrap_err().to_string();
+        assert!(refused.contains("ConfigMap gateway/digests exists but is not labelled keywright.dev/export=digests"));
+        assert_eq!(server.data("digests"), json!({"theirs": "1"}));
     }
 }
