@@ -69,6 +69,9 @@ const VALUES: [&[&str]; 9] = [
         r#"verifier.lastUsed.interval="0s""#,
         r#"verifier.maxStaleness="0s""#,
         r#"verifier.keyFrom=["query:api key", "header:X-Key"]"#,
+        "export.enabled=true",
+        r#"export.kind="Secret""#,
+        r#"export.namespace="gateway""#,
         r#"verifier.defaultPermission="alerts:Read,logs.data-api#high:ReadData""#,
         r#"verifier.introspectionPermission="off""#,
         "verifier.port=8443",
@@ -253,6 +256,7 @@ async fn values_are_checked_and_every_value_is_in_the_schema() {
         (r#"verifier.maxStaleness="never""#, "maxStaleness"),
         ("verifier.autoscaling.maxReplica=3", "maxReplica"),
         (r#"export.name="Digests""#, "name"),
+        (r#"export.kind="Pod""#, "kind"),
     ] {
         let refused = format!("{:#}", template(plane, &[typo]).expect_err(typo));
         assert!(refused.contains("values don't meet the specifications of the schema"), "{typo}: {refused}");
@@ -485,6 +489,8 @@ async fn the_operator_has_these_rights_and_no_others() {
     let granted = maps.flat_map(|map| ["get", "patch"].map(|verb| format!("own: {verb} /configmaps[{map}]")));
     let granted: BTreeSet<_> = granted.collect();
     assert_eq!(more, granted.iter().map(String::as_str).collect());
+    // Secrets need none more: the policy says which.
+    assert_eq!(rights_with(&[&export[..], &[r#"export.kind="Secret""#]].concat(), "keywright"), expected);
 }
 
 #[tokio::test]

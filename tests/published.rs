@@ -251,6 +251,61 @@ async fn gateways_are_told_the_digests_that_work_and_no_value() {
     assert!(refused.to_string().contains("cannot patch resource \"configmaps\""), "{refused}");
 }
 
+/// For gateways that read credentials from Secrets only.
+#[tokio::test]
+async fn gateways_that_read_secrets_are_told_the_same_and_the_operator_writes_no_others() {
+    let plane = &ControlPlane::start(&support::kubernetes_version()).await.unwrap();
+    output(plane.kubectl().args(["create", "namespace", GATEWAY])).unwrap();
+    let values =
+        ["export.enabled=true", "export.kind=Secret", "export.namespace=gateway", "export.name=digests", "replicas=1"];
+    let release = Release::install(plane, &values).await.unwrap();
+    let operator = Operator::start(plane, &release, Options::default()).await.unwrap();
+    operator.wait_ready().await.unwrap();
+    let client = plane.client().await.unwrap();
+    let team = namespace(&client).await;
+    minted(&client, &team, "checkout", json!({"type": "Team", "presets": ["Alerts"]})).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &team);
+    let value = value_of(&secrets.get("checkout-secret").await.unwrap()).unwrap();
+    let id = format!("key_{}", &sha256(&value)[..16]);
+    let exported: Api<Secret> = Api::namespaced(client.clone(), GATEWAY);
+    let until = async |what: &str, there: bool| {
+        eventually(what, SOON, async || {
+            let secret = exported.get(EXPORT).await?;
+            ensure!(secret.data.iter().any(|data| data.contains_key(&id)) == there, "{:?}", secret.data);
+            Ok(secret)
+        })
+        .await
+    };
+    let secret = until("a key that was minted", true).await;
+    assert_eq!(secret.type_.as_deref(), Some("keywright.dev/digests"));
+    assert_eq!(secret.labels()["keywright.dev/export"], EXPORT);
+    let entry: Value = serde_json::from_slice(&secret.data.unwrap()[&id].0).unwrap();
+    assert_eq!(entry["keyHash"], format!("sha256:{}", sha256(&value)));
+    edit(&client, &team, "checkout", json!({"active": false})).await;
+    until("a key that was turned off", false).await;
+
+    let account = account(plane, "keywright").await;
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    let create = async |namespace: &str, name: &str, kind: &str| {
+        let secret = serde_json::from_value(json!({"metadata": {"name": name}, "type": kind})).unwrap();
+        Api::<Secret>::namespaced(account.clone(), namespace).create(&params, &secret).await.map(drop)
+    };
+    let kind = "keywright.dev/digests";
+    for name in ["digests-2", "digests-10", "digests-32"] {
+        create(GATEWAY, name, kind).await.unwrap();
+    }
+    for (namespace, name, kind) in [
+        (GATEWAY, "digests-33", kind),
+        (GATEWAY, "digests-1", kind),
+        (GATEWAY, "other", kind),
+        (GATEWAY, "digests-2", "Opaque"),
+        (&team, "digests-2", kind),
+    ] {
+        let error = create(namespace, name, kind).await.expect_err(name).to_string();
+        assert!(error.contains("the operator may write Secrets of type keywright.dev/api-key"), "{name}: {error}");
+    }
+}
+
 /// Other values than `value` that the schema takes: each differs in one place.
 fn others(schema: &Value, value: &Value) -> Vec<Value> {
     match schema["type"].as_str().unwrap() {

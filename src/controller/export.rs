@@ -1,14 +1,17 @@
-//! Writes the digests of the values that work into ConfigMaps, for gateways that check digests themselves.
+//! Writes the digests of the values that work into ConfigMaps or Secrets, for gateways that check digests themselves.
 //!
 //! The leader alone does. A replica that lost the lead and does not know it yet could bring a revoked value back, so each
-//! write is for the version that was read, and who takes over changes the version of every ConfigMap first.
+//! write is for the version that was read, and who takes over changes the version of every object first.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
     core::Status,
     runtime::reflector::Store,
 };
@@ -21,14 +24,14 @@ use tokio::{
 use super::{RequestError, request};
 use crate::{
     api::ApiKey,
-    domain::export::{Data, LIMIT, MOST, Split, export, map_name, split},
+    domain::export::{Data, Kind, LIMIT, MOST, SECRET_TYPE, Split, export, map_name, split},
     runtime::clock::Clock,
 };
 
-/// The label by which a gateway finds all ConfigMaps of an export. Its value is the name of the first.
+/// The label by which a gateway finds all objects of an export. Its value is the name of the first.
 pub const LABEL: &str = "keywright.dev/export";
 
-/// The annotation that says which replica writes a ConfigMap.
+/// The annotation that says which replica writes an object.
 const WRITER: &str = "keywright.dev/export-writer";
 
 /// Many keys change at once when a team is set up: one write is enough. Short, since a revocation waits for it.
@@ -66,8 +69,7 @@ pub async fn run(
                     tracing::info!(digests = export.entries.len(), written, "exported digests");
                 }
                 let left_out = wanted.left_out;
-                (left_out > 0)
-                    .then(|| format!("{left_out} digests do not fit into {MOST} ConfigMaps: use the verifier"))
+                (left_out > 0).then(|| format!("{left_out} digests do not fit into {MOST} objects: use the verifier"))
             }
             // Somebody else wrote first; what they wrote is read again.
             Err(error) if error.is(|status: &Status| status.is_conflict() || status.is_already_exists()) => {
@@ -98,7 +100,8 @@ pub async fn run(
 
 /// Writes one export.
 pub struct Exporter {
-    maps: Api<ConfigMap>,
+    maps: Api<DynamicObject>,
+    kind: Kind,
     namespace: String,
     name: String,
     writer: String,
@@ -114,9 +117,14 @@ struct Held {
 impl Exporter {
     /// Nothing is read or written before [`Self::write`]. `writer` is the name of this replica.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: &str, writer: &str) -> Self {
+    pub fn new(client: Client, kind: Kind, namespace: &str, name: &str, writer: &str) -> Self {
+        let resource = match kind {
+            Kind::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+            Kind::Secret => ApiResource::erase::<Secret>(&()),
+        };
         Self {
-            maps: Api::namespaced(client, namespace),
+            maps: Api::namespaced_with(client, namespace, &resource),
+            kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             writer: writer.to_owned(),
@@ -124,10 +132,10 @@ impl Exporter {
         }
     }
 
-    /// Makes the ConfigMaps hold what is wanted. How many had to be written.
+    /// Makes the objects hold what is wanted. How many had to be written.
     ///
     /// # Errors
-    /// If the API server can't be asked or refuses, or if a ConfigMap of such a name is somebody else's.
+    /// If the API server can't be asked or refuses, or if an object of such a name is somebody else's.
     pub async fn write(&mut self, wanted: &Split) -> Result<usize, RequestError> {
         // Kept again only when all went well.
         let mut held = match self.held.take() {
@@ -137,7 +145,7 @@ impl Exporter {
         let none = Data::new();
         let count = wanted.maps.len().max(held.len());
         let wanted_at = |place: usize| wanted.maps.get(place).unwrap_or(&none);
-        // When entries move to other ConfigMaps, they arrive before they go.
+        // When entries move to other objects, they arrive before they go.
         let grows = wanted.maps.len() > held.len();
         let existing = held.len();
         let places: Vec<_> = if grows { (0..count).rev().collect() } else { (0..count).collect() };
@@ -158,17 +166,16 @@ impl Exporter {
         Ok(written)
     }
 
-    /// Looks whether somebody else changed or deleted a ConfigMap; the next [`Self::write`] then puts it right.
+    /// Looks whether somebody else changed or deleted an object; the next [`Self::write`] then puts it right.
     ///
     /// # Errors
     /// If the API server can't be asked or refuses.
     pub async fn check(&mut self) -> Result<(), RequestError> {
         for (place, held) in self.held.iter().flatten().enumerate() {
             let name = map_name(&self.name, place);
-            let what = format!("get ConfigMap {}/{name}", self.namespace);
-            let found = request(&what, self.maps.get_metadata_opt(&name)).await?;
+            let found = request(&self.what("get", &name), self.maps.get_metadata_opt(&name)).await?;
             if found.and_then(|map| map.resource_version()) != held.version {
-                tracing::warn!(namespace = self.namespace, name, "somebody changed a ConfigMap of the export");
+                tracing::warn!(namespace = self.namespace, name, "somebody changed the exported digests");
                 self.held = None;
                 break;
             }
@@ -181,16 +188,14 @@ impl Exporter {
         let mut held = Vec::new();
         while held.len() < MOST {
             let name = map_name(&self.name, held.len());
-            let get = format!("get ConfigMap {}/{name}", self.namespace);
-            let Some(map) = request(&get, self.maps.get_opt(&name)).await? else { break };
+            let Some(map) = request(&self.what("get", &name), self.maps.get_opt(&name)).await? else { break };
             if map.labels().get(LABEL) != Some(&self.name) {
                 if held.len() >= needed {
                     break;
                 }
                 return Err(RequestError::new_local(format!(
-                    "ConfigMap {}/{name} exists but is not labelled {LABEL}={}: delete it, or let --export-digests name \
-                     another",
-                    self.namespace, self.name
+                    "{:?} {}/{name} exists but is not labelled {LABEL}={}: delete it, or let --export-digests name another",
+                    self.kind, self.namespace, self.name
                 )));
             }
             let patch = json!({"metadata": {
@@ -204,49 +209,73 @@ impl Exporter {
 
     async fn create(&self, place: usize, data: &Data) -> Result<Held, RequestError> {
         let name = map_name(&self.name, place);
-        let map = ConfigMap {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some([(LABEL.to_owned(), self.name.clone())].into()),
-                annotations: Some([(WRITER.to_owned(), self.writer.clone())].into()),
-                ..ObjectMeta::default()
+        let mut map = json!({
+            "metadata": {
+                "name": name,
+                "labels": {LABEL: self.name},
+                "annotations": {WRITER: self.writer},
             },
-            data: Some(data.clone()),
-            ..ConfigMap::default()
-        };
-        let what = format!("create ConfigMap {}/{name}", self.namespace);
-        Ok(Held::of(request(&what, self.maps.create(&PostParams::default(), &map)).await?))
+            "data": data.iter().map(|(id, entry)| (id.clone(), self.encode(entry))).collect::<Map<_, _>>(),
+        });
+        if self.kind == Kind::Secret {
+            map["type"] = json!(SECRET_TYPE);
+        }
+        let what = self.what("create", &name);
+        let map = serde_json::from_value(map).map_err(|error| RequestError::new_local(format!("{what}: {error}")))?;
+        Ok(self.held(&request(&what, self.maps.create(&PostParams::default(), &map)).await?))
     }
 
     async fn change(&self, place: usize, held: &Held, wanted: &Data) -> Result<Held, RequestError> {
-        let data = difference(&held.data, wanted);
+        let data = difference(&held.data, wanted, |entry| self.encode(entry));
         let patch = json!({"metadata": {"resourceVersion": held.version}, "data": data});
         self.patch(&map_name(&self.name, place), patch).await
     }
 
     async fn patch(&self, name: &str, patch: Value) -> Result<Held, RequestError> {
-        let what = format!("patch ConfigMap {}/{name}", self.namespace);
+        let what = self.what("patch", name);
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        Ok(Held::of(request(&what, self.maps.patch(name, &params, &patch)).await?))
+        Ok(self.held(&request(&what, self.maps.patch(name, &params, &patch)).await?))
     }
-}
 
-impl Held {
-    fn of(map: ConfigMap) -> Self {
-        Self { version: map.resource_version(), data: map.data.unwrap_or_default() }
+    /// What is done to an object, for people.
+    fn what(&self, verb: &str, name: &str) -> String {
+        format!("{verb} {:?} {}/{name}", self.kind, self.namespace)
+    }
+
+    /// An entry as the API transports it.
+    fn encode(&self, entry: &str) -> Value {
+        match self.kind {
+            Kind::ConfigMap => json!(entry),
+            Kind::Secret => json!(ByteString(entry.as_bytes().to_vec())),
+        }
+    }
+
+    fn held(&self, map: &DynamicObject) -> Held {
+        let decode = |entry: &Value| match self.kind {
+            Kind::ConfigMap => entry.as_str().unwrap_or_default().to_owned(),
+            Kind::Secret => {
+                let bytes = serde_json::from_value::<ByteString>(entry.clone()).unwrap_or_default();
+                String::from_utf8_lossy(&bytes.0).into_owned()
+            }
+        };
+        let data = map.data.get("data").and_then(Value::as_object).into_iter().flatten();
+        Held { version: map.resource_version(), data: data.map(|(id, entry)| (id.clone(), decode(entry))).collect() }
     }
 }
 
 /// The merge patch that makes `held` into `wanted`; what is gone has to be said.
-fn difference(held: &Data, wanted: &Data) -> Map<String, Value> {
+fn difference(held: &Data, wanted: &Data, encode: impl Fn(&str) -> Value) -> Map<String, Value> {
     let gone = held.keys().filter(|id| !wanted.contains_key(*id)).map(|id| (id.clone(), Value::Null));
     let new = wanted.iter().filter(|(id, entry)| held.get(*id) != Some(entry));
-    gone.chain(new.map(|(id, entry)| (id.clone(), Value::from(entry.clone())))).collect()
+    gone.chain(new.map(|(id, entry)| (id.clone(), encode(entry)))).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::{
+        future::ready,
+        sync::{Mutex, PoisonError},
+    };
 
     use axum::{
         Json, Router,
@@ -258,33 +287,48 @@ mod tests {
 
     use super::*;
 
-    /// ConfigMaps by name, and what was written, in order.
+    #[derive(Default)]
+    struct Stored {
+        maps: BTreeMap<String, Value>,
+        /// What was written, in order.
+        writes: Vec<String>,
+        version: u64,
+    }
+
+    /// Objects by name.
     #[derive(Clone, Default)]
-    struct Server(Arc<Mutex<(BTreeMap<String, Value>, Vec<String>, u64)>>);
+    struct Server(Arc<Mutex<Stored>>);
 
     impl Server {
         fn exporter(&self, writer: &str) -> Exporter {
-            let client = Client::new(Router::new().fallback(Self::answer).with_state(self.clone()), "gateway");
-            Exporter::new(client, "gateway", "digests", writer)
+            self.exporter_of(Kind::ConfigMap, writer)
         }
 
-        async fn answer(State(server): State<Self>, method: Method, uri: Uri, body: Bytes) -> Response {
-            let mut server = server.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let (maps, writes, version) = &mut *server;
-            let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-            let name =
-                uri.path().strip_prefix("/api/v1/namespaces/gateway/configmaps").unwrap().trim_start_matches('/');
+        fn exporter_of(&self, kind: Kind, writer: &str) -> Exporter {
+            let answer = |State(server): State<Self>, method: Method, uri: Uri, body: Bytes| {
+                ready(server.answer(&method, &uri, &body))
+            };
+            let client = Client::new(Router::new().fallback(answer).with_state(self.clone()), "gateway");
+            Exporter::new(client, kind, "gateway", "digests", writer)
+        }
+
+        fn answer(&self, method: &Method, uri: &Uri, body: &[u8]) -> Response {
+            let mut stored = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Stored { maps, writes, version } = &mut *stored;
+            let body: Value = serde_json::from_slice(body).unwrap_or_default();
+            let path = uri.path().strip_prefix("/api/v1/namespaces/gateway/").unwrap();
+            let name = path.trim_start_matches("configmaps").trim_start_matches("secrets").trim_start_matches('/');
             let name = if name.is_empty() { body["metadata"]["name"].as_str().unwrap() } else { name }.to_owned();
             let refuse = |code: u16, reason: &str| {
                 let status = Status::failure(reason, reason).with_code(code);
                 (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
             };
             let stored = maps.get(&name).cloned();
-            let changed = match (method, stored) {
-                (Method::GET, Some(stored)) => return Json(stored).into_response(),
-                (Method::POST, Some(_)) => return refuse(409, "AlreadyExists"),
-                (Method::POST, None) => body,
-                (Method::PATCH, Some(stored)) => {
+            let changed = match (method.as_str(), stored) {
+                ("GET", Some(stored)) => return Json(stored).into_response(),
+                ("POST", Some(_)) => return refuse(409, "AlreadyExists"),
+                ("POST", None) => body,
+                ("PATCH", Some(stored)) => {
                     let version = &body["metadata"]["resourceVersion"];
                     assert!(version.is_string(), "a write for any version");
                     if *version != stored["metadata"]["resourceVersion"] {
@@ -308,17 +352,17 @@ mod tests {
         }
 
         fn data(&self, name: &str) -> Value {
-            self.0.lock().unwrap().0[name]["data"].clone()
+            self.0.lock().unwrap().maps[name]["data"].clone()
         }
 
         fn writes(&self) -> Vec<String> {
-            std::mem::take(&mut self.0.lock().unwrap().1)
+            std::mem::take(&mut self.0.lock().unwrap().writes)
         }
 
         /// What somebody else does.
         fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
             let mut server = self.0.lock().unwrap();
-            let map = server.0.entry(name.to_owned()).or_insert_with(|| json!({"metadata": {"name": name}}));
+            let map = server.maps.entry(name.to_owned()).or_insert_with(|| json!({"metadata": {"name": name}}));
             map["metadata"]["resourceVersion"] = json!("edited");
             change(map);
         }
@@ -336,7 +380,10 @@ mod tests {
     fn a_patch_says_what_changed_and_what_is_gone() {
         let (before, after) =
             (data(&[("a", "1"), ("b", "1"), ("c", "1")]), data(&[("b", "2"), ("c", "1"), ("d", "1")]));
-        assert_eq!(Value::from(difference(&before, &after)), json!({"a": null, "b": "2", "d": "1"}));
+        assert_eq!(
+            Value::from(difference(&before, &after, |entry| json!(entry))),
+            json!({"a": null, "b": "2", "d": "1"})
+        );
     }
 
     #[tokio::test]
@@ -345,7 +392,7 @@ mod tests {
         let mut exporter = server.exporter("one");
         assert_eq!(exporter.write(&wanted(&[&[("a", "1"), ("b", "1")]])).await.unwrap(), 1);
         assert_eq!(server.data("digests"), json!({"a": "1", "b": "1"}));
-        let labels = server.0.lock().unwrap().0["digests"]["metadata"]["labels"].clone();
+        let labels = server.0.lock().unwrap().maps["digests"]["metadata"]["labels"].clone();
         assert_eq!(labels, json!({LABEL: "digests"}));
         assert_eq!(exporter.write(&wanted(&[&[("a", "1"), ("b", "1")]])).await.unwrap(), 0);
         assert_eq!(server.writes(), ["digests"]);
@@ -389,7 +436,7 @@ mod tests {
         exporter.write(&all).await.unwrap();
         assert_eq!(server.data("digests"), json!({"a": "1"}));
 
-        server.0.lock().unwrap().0.clear();
+        server.0.lock().unwrap().maps.clear();
         exporter.check().await.unwrap();
         exporter.write(&all).await.unwrap();
         assert_eq!(server.data("digests"), json!({"a": "1"}));
@@ -402,5 +449,20 @@ mod tests {
         let refused = server.exporter("one").write(&wanted(&[&[("a", "1")]])).await.unwrap_err().to_string();
         assert!(refused.contains("ConfigMap gateway/digests exists but is not labelled keywright.dev/export=digests"));
         assert_eq!(server.data("digests"), json!({"theirs": "1"}));
+    }
+
+    #[tokio::test]
+    async fn secrets_hold_the_same_and_are_of_a_type_that_means_nothing_else() {
+        let server = Server::default();
+        let mut exporter = server.exporter_of(Kind::Secret, "one");
+        exporter.write(&wanted(&[&[("a", "1"), ("b", "1")]])).await.unwrap();
+        assert_eq!(server.data("digests"), json!({"a": "MQ==", "b": "MQ=="}));
+        assert_eq!(server.0.lock().unwrap().maps["digests"]["type"], "keywright.dev/digests");
+        // Read by the next leader, and changed.
+        let mut next = server.exporter_of(Kind::Secret, "two");
+        server.writes();
+        next.write(&wanted(&[&[("b", "2")]])).await.unwrap();
+        assert_eq!(server.writes(), ["digests"; 2]);
+        assert_eq!(server.data("digests"), json!({"b": "Mg=="}));
     }
 }

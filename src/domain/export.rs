@@ -1,5 +1,5 @@
 //! What gateways that check digests themselves are given: one entry for each value that works now, and over which
-//! ConfigMaps the entries are spread.
+//! ConfigMaps, or Secrets, the entries are spread.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,14 +9,38 @@ use serde::Serialize;
 use super::lifecycle::Schedule;
 use crate::api::{ApiKey, KeyState, KeyType};
 
-/// A ConfigMap holds 1 MiB at most, and its metadata counts too.
+/// The kind of object that digests are exported in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// There is nothing secret in it.
+    ConfigMap,
+    /// For gateways that read credentials from Secrets only, as agentgateway does.
+    Secret,
+}
+
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "ConfigMap" => Ok(Self::ConfigMap),
+            "Secret" => Ok(Self::Secret),
+            _ => Err(format!("{text:?} is no kind for digests: write ConfigMap or Secret")),
+        }
+    }
+}
+
+/// The type of Secrets that hold digests: no controller takes them for something else.
+pub const SECRET_TYPE: &str = "keywright.dev/digests";
+
+/// How much one object holds. The API server takes 1 MiB of a ConfigMap or Secret; its metadata counts too.
 pub const LIMIT: usize = 900_000;
 
-/// How many ConfigMaps there are at most. The chart grants the right to write so many, by name. They hold some
+/// How many objects there are at most. The chart grants the right to write so many, by name. They hold some
 /// 40 000 keys.
 pub const MOST: usize = 32;
 
-/// The data of one ConfigMap: what is known of a value, as JSON, by the id of the value.
+/// The data of one object: what is known of a value, as JSON, by the id of the value.
 pub type Data = BTreeMap<String, String>;
 
 /// Every value that works now.
@@ -116,7 +140,7 @@ fn entry(key: &ApiKey, sha256: &str, expires_at: Option<Timestamp>) -> Option<St
     serde_json::to_string(&credential).ok()
 }
 
-/// The ConfigMaps of an export.
+/// The objects of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
     /// The data of each, in the order of [`map_name`].
@@ -125,9 +149,9 @@ pub struct Split {
     pub left_out: usize,
 }
 
-/// Spreads entries over as few ConfigMaps as hold less than `limit` bytes each: 1, 2, 4 and so on up to `most`. Which
+/// Spreads entries over as few objects as hold less than `limit` bytes each: 1, 2, 4 and so on up to `most`. Which
 /// one an entry is in depends on its digest and on their number alone, so that a key that comes or goes changes one
-/// ConfigMap and not all that follow it.
+/// of them and not all that follow it.
 #[must_use]
 pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     let size = |(id, entry): (&String, &String)| id.len() + entry.len();
@@ -156,14 +180,14 @@ pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     split
 }
 
-/// Which of `count` ConfigMaps an id belongs to; `count` is a power of two. Digests are evenly spread.
+/// Which of `count` objects an id belongs to; `count` is a power of two. Digests are evenly spread.
 fn place(id: &str, count: usize) -> usize {
     let digits = id.strip_prefix("key_").and_then(|digits| digits.get(..4));
     let first = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default();
     first * count / 0x1_0000
 }
 
-/// The name of the ConfigMap at `place`: NAME, NAME-2, NAME-3 and so on.
+/// The name of the object at `place`: NAME, NAME-2, NAME-3 and so on.
 #[must_use]
 pub fn map_name(name: &str, place: usize) -> String {
     if place == 0 { name.to_owned() } else { format!("{name}-{}", place + 1) }

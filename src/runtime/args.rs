@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::domain::duration;
+use crate::domain::{duration, export};
 
 /// API keys as Kubernetes resources.
 #[derive(Debug, Parser)]
@@ -105,10 +105,14 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_VERIFIER_CA_CONFIG_MAP", requires = "verifier_service")]
     pub verifier_ca_config_map: Option<String>,
 
-    /// Write the digests of the values that work into ConfigMap NAMESPACE/NAME, for gateways that check digests
-    /// themselves; into NAME-2 and so on if one does not hold them. Absent: nowhere.
+    /// Write the digests of the values that work into NAMESPACE/NAME, for gateways that check digests themselves; into
+    /// NAME-2 and so on if one object does not hold them. Absent: nowhere.
     #[arg(long, env = "KEYWRIGHT_EXPORT_DIGESTS", value_name = "NAMESPACE/NAME", value_parser = parse_object_name)]
     pub export_digests: Option<ObjectName>,
+
+    /// What these objects are: ConfigMap, or Secret for gateways that read no other, as agentgateway.
+    #[arg(long, env = "KEYWRIGHT_EXPORT_KIND", value_name = "ConfigMap|Secret", default_value = "ConfigMap")]
+    pub export_kind: export::Kind,
 
     /// Apply the PermissionCatalogs of the YAML files in this directory, one a file. They are written over at each
     /// start of a leader: put catalogues of your own into objects of other names.
@@ -181,7 +185,7 @@ fn parse_object_name(text: &str) -> Result<ObjectName, String> {
     text.split_once('/')
         .filter(|(namespace, name)| valid(namespace) && valid(name))
         .map(|(namespace, name)| ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
-        .ok_or_else(|| format!("{text:?} does not name a ConfigMap: write NAMESPACE/NAME, such as gateway/api-keys"))
+        .ok_or_else(|| format!("{text:?} does not name an object: write NAMESPACE/NAME, such as gateway/api-keys"))
 }
 
 fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {

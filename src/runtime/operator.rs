@@ -199,7 +199,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         tokio::spawn(reveal(Arc::new(context), leader.clone(), shutdown.clone()))
     };
     let exporter = args.export_digests.as_ref().map(|to| {
-        let exporter = Exporter::new(client, &to.namespace, &to.name, &args.pod_name);
+        let exporter = Exporter::new(client, args.export_kind, &to.namespace, &to.name, &args.pod_name);
         tokio::spawn(export::run(exporter, keys.clone(), clock.clone(), leader.clone(), keys_changed))
     });
     let mut controller = tokio::spawn(control(
