@@ -1,5 +1,5 @@
 //! The webhook's serving certificate: where it comes from, when it changes, and who trusts it. And the verifier's, which
-//! [`issued`] takes from the same CA.
+//! the leader issues from the same CA.
 //!
 //! Two sources behind one [`Resolver`], which is what the TLS listener asks on each handshake, so that a new
 //! certificate needs no new listener:
