@@ -177,6 +177,7 @@ fn only_act_report_certs_sealing_and_the_lease_write() {
         .collect();
     let expected = [
         "access/mod.rs",                    // SubjectAccessReviews, which are questions
+        "certs/issued.rs",                  // the verifier's certificate, in its own Secret, and the CA for its clients
         "certs/self_managed.rs",            // the CA, in its own Secret
         "certs/webhooks.rs",                // the caBundle
         "cli/change.rs",                    // ApiKeys, as the person who runs the plugin
@@ -186,6 +187,7 @@ fn only_act_report_certs_sealing_and_the_lease_write() {
         "controller/api_key/act.rs",        // Secrets of keys
         "controller/api_key/mod.rs",        // report: the status
         "controller/events.rs",             // report: Events
+        "controller/export.rs",             // report: digests, for gateways
         "controller/key_reveal/act.rs",     // Secrets of keys: who saw the value
         "controller/key_reveal/mod.rs",     // report: the status; the end of a request
         "controller/permission_catalog.rs", // the shipped catalogue; report: the status
@@ -212,15 +214,17 @@ fn only_act_report_certs_sealing_and_the_lease_write() {
 
 /// Nobody but the code that writes Secrets can name one, and nobody lists or watches them.
 #[test]
-fn secrets_are_touched_in_six_files_and_never_listed() {
+fn secrets_are_touched_in_eight_files_and_never_listed() {
     let secret = |code: &str| has_word(code, "Api<Secret>") || has_word(code, "Secret") && code.contains("core::v1::");
     let files: Vec<_> = program("").into_iter().filter(|(_, code)| secret(code)).collect();
     let names: Vec<_> = files.iter().map(|(file, _)| file.as_str()).collect();
     let expected = [
+        "certs/issued.rs", // the verifier's alone, by its one name
         "certs/self_managed.rs",
         "controller/api_key/act.rs",
         "controller/api_key/legacy.rs", // reads alone: it is not among those that write
         "controller/api_key/observe.rs",
+        "controller/export.rs", // digests, for gateways that read Secrets only
         "controller/key_reveal/act.rs",
         "sealing/keeper.rs",
     ];

@@ -60,8 +60,41 @@ fn names(documents: &[Value]) -> BTreeSet<String> {
 }
 
 /// Sets of values that together reach every branch of the templates.
-const VALUES: [&[&str]; 6] = [
+const VALUES: [&[&str]; 9] = [
     &[],
+    &["verifier.enabled=false", "metrics.prometheusRule.enabled=true"],
+    &[
+        "verifier.tls.enabled=false",
+        "verifier.autoscaling.enabled=true",
+        r#"verifier.lastUsed.interval="0s""#,
+        r#"verifier.maxStaleness="0s""#,
+        r#"verifier.keyFrom=["query:api key", "header:X-Key"]"#,
+        "export.enabled=true",
+        r#"export.kind="Secret""#,
+        r#"export.namespace="gateway""#,
+        r#"verifier.defaultPermission="alerts:Read,logs.data-api#high:ReadData""#,
+        r#"verifier.introspectionPermission="off""#,
+        "verifier.port=8443",
+        "verifier.service.grpcPort=1",
+        "verifier.service.httpPort=2",
+        r#"verifier.service.annotations={"a": "b"}"#,
+        r#"verifier.networkPolicy.from=[{"namespaceSelector": {"matchLabels": {"gateway": "yes"}}}]"#,
+        "metrics.prometheusRule.enabled=true",
+    ],
+    &[
+        "export.enabled=true",
+        r#"export.namespace="keywright-system""#,
+        "verifier.replicas=1",
+        r#"verifier.extraArgs=["--log=debug"]"#,
+        r#"verifier.serviceAccount.annotations={"a": "b"}"#,
+        r#"verifier.podDisruptionBudget.maxUnavailable="50%""#,
+        r#"verifier.podLabels={"team": "platform"}"#,
+        r#"verifier.podAnnotations={"example.com/a": "b"}"#,
+        r#"verifier.nodeSelector={"kubernetes.io/os": "linux"}"#,
+        r#"verifier.tolerations=[{"key": "a", "operator": "Exists"}]"#,
+        r#"verifier.topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"a": "b"}}}]"#,
+        r#"verifier.priorityClassName="high""#,
+    ],
     &["certManager.enabled=true"],
     &["certManager.enabled=true", r#"certManager.issuerRef={"kind": "ClusterIssuer", "name": "internal"}"#],
     &[
@@ -79,6 +112,8 @@ const VALUES: [&[&str]; 6] = [
         "networkPolicy.enabled=false",
         "serviceAccount.create=false",
         r#"serviceAccount.name="given""#,
+        "verifier.serviceAccount.create=false",
+        r#"verifier.serviceAccount.name="other""#,
     ],
     &[
         "replicas=5",
@@ -214,6 +249,14 @@ async fn values_are_checked_and_every_value_is_in_the_schema() {
         (r#"log.format="xml""#, "format"),
         (r#"secretCheckInterval="10 minutes""#, "secretCheckInterval"),
         ("networkPolicy.apiServerPorts=[]", "apiServerPorts"),
+        ("verifier.keyFrom=[]", "keyFrom"),
+        (r#"verifier.keyFrom=["cookie:key"]"#, "keyFrom"),
+        (r#"verifier.defaultPermission="alerts""#, "defaultPermission"),
+        (r#"verifier.introspectionPermission="none""#, "introspectionPermission"),
+        (r#"verifier.maxStaleness="never""#, "maxStaleness"),
+        ("verifier.autoscaling.maxReplica=3", "maxReplica"),
+        (r#"export.name="Digests""#, "name"),
+        (r#"export.kind="Pod""#, "kind"),
     ] {
         let refused = format!("{:#}", template(plane, &[typo]).expect_err(typo));
         assert!(refused.contains("values don't meet the specifications of the schema"), "{typo}: {refused}");
@@ -223,6 +266,17 @@ async fn values_are_checked_and_every_value_is_in_the_schema() {
     template(plane, &[r#"global={"imageRegistry": "example.com"}"#]).unwrap();
     let refused = template(plane, &["serviceAccount.create=false"]).expect_err("no account");
     assert!(format!("{refused:#}").contains("serviceAccount.name: say which ServiceAccount to use"), "{refused:#}");
+    for (values, text) in [
+        (
+            &["verifier.serviceAccount.create=false"][..],
+            "verifier.serviceAccount.name: say which ServiceAccount to use",
+        ),
+        (&[r#"verifier.serviceAccount.name="keywright""#], "verifier.serviceAccount.name: choose another"),
+        (&["export.enabled=true"], "export.namespace: say in which namespace"),
+    ] {
+        let refused = format!("{:#}", template(plane, values).expect_err(text));
+        assert!(refused.contains(text), "{values:?}: {refused}");
+    }
 
     // The schema knows exactly the values that there are.
     let schema: Value =
@@ -246,41 +300,44 @@ async fn pods_satisfy_the_restricted_level() {
     };
     for values in VALUES {
         let rendered = documents(&template(plane, values).unwrap());
-        let deployment = rendered.iter().find(|object| object["kind"] == "Deployment").unwrap();
-        let mut pod = deployment["spec"]["template"].clone();
-        pod["apiVersion"] = json!("v1");
-        pod["kind"] = json!("Pod");
-        pod["metadata"]["name"] = json!("operator");
-        // Not there: it comes with the chart.
-        pod["spec"]["serviceAccountName"] = json!("default");
-        pod["spec"]["priorityClassName"] = json!("");
-        eventually("the namespace has its service account", PATIENCE, async || {
-            output(plane.kubectl().args(["get", "serviceaccount", "default", "-n", "restricted"]))
-        })
-        .await;
-        let said = create(&pod);
-        assert!(said.status.success(), "{values:?}: {}", String::from_utf8_lossy(&said.stderr));
-        assert_eq!(String::from_utf8_lossy(&said.stderr), "", "{values:?}");
+        for deployment in rendered.iter().filter(|object| object["kind"] == "Deployment") {
+            let mut pod = deployment["spec"]["template"].clone();
+            pod["apiVersion"] = json!("v1");
+            pod["kind"] = json!("Pod");
+            pod["metadata"]["name"] = json!("a-pod");
+            // Not there: it comes with the chart.
+            pod["spec"]["serviceAccountName"] = json!("default");
+            pod["spec"]["priorityClassName"] = json!("");
+            eventually("the namespace has its service account", PATIENCE, async || {
+                output(plane.kubectl().args(["get", "serviceaccount", "default", "-n", "restricted"]))
+            })
+            .await;
+            let said = create(&pod);
+            assert!(said.status.success(), "{values:?}: {}", String::from_utf8_lossy(&said.stderr));
+            assert_eq!(String::from_utf8_lossy(&said.stderr), "", "{values:?}");
 
-        // That the namespace would refuse otherwise.
-        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
-        let refused = String::from_utf8_lossy(&create(&pod).stderr).into_owned();
-        assert!(refused.contains(r#"violates PodSecurity "restricted:latest""#), "{refused}");
+            // That the namespace would refuse otherwise.
+            pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+            let refused = String::from_utf8_lossy(&create(&pod).stderr).into_owned();
+            assert!(refused.contains(r#"violates PodSecurity "restricted:latest""#), "{refused}");
+        }
     }
 }
 
-/// What the operator may do, from the roles that are bound to its account: `verb group/resource[name]`, cluster-wide or
-/// in its own namespace.
-fn rights(rendered: &[Value]) -> BTreeSet<String> {
-    let account = "keywright";
+/// What an account may do, from the roles that are bound to it: `verb group/resource[name]`, cluster-wide or in its own
+/// namespace. There are two accounts, and no binding is for anybody else.
+fn rights(rendered: &[Value], account: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for binding in
         rendered.iter().filter(|object| matches!(object["kind"].as_str(), Some("RoleBinding" | "ClusterRoleBinding")))
     {
-        let bound = binding["subjects"].as_array().unwrap().iter().all(|subject| {
-            subject["kind"] == "ServiceAccount" && subject["name"] == account && subject["namespace"] == NAMESPACE
-        });
+        let [subject] = &binding["subjects"].as_array().unwrap()[..] else { panic!("several: {binding}") };
+        let ours = ["keywright", "keywright-verifier"].iter().any(|account| subject["name"] == *account);
+        let bound = ours && subject["kind"] == "ServiceAccount" && subject["namespace"] == NAMESPACE;
         assert!(bound, "a binding for somebody else: {binding}");
+        if subject["name"] != account {
+            continue;
+        }
         let (kind, name) = (&binding["roleRef"]["kind"], &binding["roleRef"]["name"]);
         let role = rendered.iter().find(|object| object["kind"] == *kind && object["metadata"]["name"] == *name);
         let scope = if binding["kind"] == "ClusterRoleBinding" { "cluster" } else { "own" };
@@ -305,7 +362,7 @@ fn rights(rendered: &[Value]) -> BTreeSet<String> {
     found
 }
 
-const RIGHTS: [&str; 46] = [
+const RIGHTS: [&str; 55] = [
     "cluster: create /secrets",
     "cluster: create authorization.k8s.io/subjectaccessreviews",
     "cluster: create events.k8s.io/events",
@@ -343,28 +400,49 @@ const RIGHTS: [&str; 46] = [
     "cluster: watch keywright.dev/keyreveals",
     "cluster: watch keywright.dev/permissioncatalogs",
     "cluster: watch keywright.dev/securitysettings",
+    "own: create /configmaps",
     "own: create coordination.k8s.io/leases",
+    "own: get /configmaps[keywright-verifier-ca]",
     "own: get /secrets[keywright-sealing-keys]",
+    "own: get /secrets[keywright-verifier-tls]",
     "own: get /secrets[keywright-webhook-ca]",
     "own: get coordination.k8s.io/leases[keywright-operator]",
+    "own: list /configmaps[keywright-verifier-ca]",
+    "own: list /secrets[keywright-verifier-tls]",
     "own: list /secrets[keywright-webhook-ca]",
+    "own: update /configmaps[keywright-verifier-ca]",
     "own: update /secrets[keywright-sealing-keys]",
+    "own: update /secrets[keywright-verifier-tls]",
     "own: update /secrets[keywright-webhook-ca]",
     "own: update coordination.k8s.io/leases[keywright-operator]",
+    "own: watch /configmaps[keywright-verifier-ca]",
+    "own: watch /secrets[keywright-verifier-tls]",
     "own: watch /secrets[keywright-webhook-ca]",
+];
+
+/// What the verifier may do: nothing with Secrets, and nothing in its own namespace.
+const VERIFIERS_RIGHTS: [&str; 7] = [
+    "cluster: get keywright.dev/apikeys",
+    "cluster: get keywright.dev/permissioncatalogs",
+    "cluster: list keywright.dev/apikeys",
+    "cluster: list keywright.dev/permissioncatalogs",
+    "cluster: patch keywright.dev/apikeys/status",
+    "cluster: watch keywright.dev/apikeys",
+    "cluster: watch keywright.dev/permissioncatalogs",
 ];
 
 #[tokio::test]
 async fn the_operator_has_these_rights_and_no_others() {
     let plane = plane().await;
     let expected: BTreeSet<String> = RIGHTS.iter().map(ToString::to_string).collect();
-    let found = rights(&documents(&template(plane, &[]).unwrap()));
+    let rights_with = |values: &[&str], account: &str| rights(&documents(&template(plane, values).unwrap()), account);
+    let found = rights_with(&[], "keywright");
     let more: Vec<_> = found.difference(&expected).collect();
     let less: Vec<_> = expected.difference(&found).collect();
     assert!(more.is_empty() && less.is_empty(), "more than the list: {more:#?}\nless than the list: {less:#?}");
 
     // With cert-manager, and without the catalogue, it loses the rights that it then has no use for.
-    let fewer = rights(&documents(&template(plane, &["certManager.enabled=true", "catalog.enabled=false"]).unwrap()));
+    let fewer = rights_with(&["certManager.enabled=true", "catalog.enabled=false"], "keywright");
     assert!(fewer.is_subset(&expected));
     let lost: Vec<_> = expected.difference(&fewer).map(String::as_str).collect();
     assert_eq!(
@@ -377,12 +455,124 @@ async fn the_operator_has_these_rights_and_no_others() {
             "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
             "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
             "cluster: watch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
+            "own: create /configmaps",
+            "own: get /configmaps[keywright-verifier-ca]",
+            "own: get /secrets[keywright-verifier-tls]",
             "own: get /secrets[keywright-webhook-ca]",
+            "own: list /configmaps[keywright-verifier-ca]",
+            "own: list /secrets[keywright-verifier-tls]",
             "own: list /secrets[keywright-webhook-ca]",
+            "own: update /configmaps[keywright-verifier-ca]",
+            "own: update /secrets[keywright-verifier-tls]",
             "own: update /secrets[keywright-webhook-ca]",
+            "own: watch /configmaps[keywright-verifier-ca]",
+            "own: watch /secrets[keywright-verifier-tls]",
             "own: watch /secrets[keywright-webhook-ca]",
         ]
     );
+    // So it does where no certificate is issued for the verifier.
+    for value in ["verifier.enabled=false", "verifier.tls.enabled=false"] {
+        let fewer = rights_with(&[value], "keywright");
+        let lost: Vec<_> = expected.difference(&fewer).collect();
+        let for_the_verifier = |right: &&String| right.contains("verifier") || right.contains("create /configmaps");
+        assert!(
+            fewer.is_subset(&expected) && lost.len() == 9 && lost.iter().all(for_the_verifier),
+            "{value}: {lost:#?}"
+        );
+    }
+
+    // The export takes rights on named ConfigMaps, in the namespace of the gateway.
+    let export = ["export.enabled=true", r#"export.namespace="keywright-system""#, r#"export.name="digests""#];
+    let more = rights_with(&export, "keywright");
+    let more: BTreeSet<_> = more.difference(&expected).map(String::as_str).collect();
+    let maps = (1..=32).map(|n| if n == 1 { "digests".to_owned() } else { format!("digests-{n}") });
+    let granted = maps.flat_map(|map| ["get", "patch"].map(|verb| format!("own: {verb} /configmaps[{map}]")));
+    let granted: BTreeSet<_> = granted.collect();
+    assert_eq!(more, granted.iter().map(String::as_str).collect());
+    // Secrets need none more: the policy says which.
+    assert_eq!(rights_with(&[&export[..], &[r#"export.kind="Secret""#]].concat(), "keywright"), expected);
+}
+
+#[tokio::test]
+async fn the_verifier_has_these_rights_and_none_on_secrets() {
+    let plane = plane().await;
+    let rights_with = |values: &[&str]| rights(&documents(&template(plane, values).unwrap()), "keywright-verifier");
+    let expected: BTreeSet<String> = VERIFIERS_RIGHTS.iter().map(ToString::to_string).collect();
+    assert_eq!(rights_with(&[]), expected);
+    assert_eq!(rights_with(&["certManager.enabled=true"]), expected);
+
+    // It writes nothing where nobody wants it, nor where no policy limits what.
+    let argument = |values: &[&str]| {
+        let rendered = documents(&template(plane, values).unwrap());
+        let verifier = rendered
+            .iter()
+            .find(|object| object["kind"] == "Deployment" && object["metadata"]["name"] == "keywright-verifier");
+        let container = &verifier.unwrap()["spec"]["template"]["spec"]["containers"][0];
+        let args = container["args"].as_array().unwrap();
+        args.iter().filter_map(|arg| arg.as_str()?.strip_prefix("--last-used-interval=")).collect::<String>()
+    };
+    assert_eq!(argument(&[]), "1h");
+    for value in [
+        r#"verifier.lastUsed.interval="0s""#,
+        r#"verifier.lastUsed.interval="0h0m""#,
+        "admissionPolicies.enabled=false",
+    ] {
+        let lost: Vec<_> = expected.difference(&rights_with(&[value])).cloned().collect();
+        assert_eq!(lost, ["cluster: patch keywright.dev/apikeys/status"], "{value}");
+        assert_eq!(argument(&[value]), "0s", "{value}");
+    }
+    assert_eq!(rights_with(&["verifier.enabled=false"]), BTreeSet::new());
+}
+
+/// Selectors can't be changed later, and one that matches too much leads requests to the wrong pods.
+#[tokio::test]
+async fn the_verifiers_objects_select_its_pods_and_no_others() {
+    let plane = plane().await;
+    let values = ["verifier.autoscaling.enabled=true"];
+    let rendered = documents(&template(plane, &values).unwrap());
+    let object = |kind: &str, name: &str| {
+        let found = rendered.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+        found.unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let pod = |name: &str| object("Deployment", name)["spec"]["template"]["metadata"]["labels"].clone();
+    let selects = |selector: &Value, labels: &Value| {
+        selector.as_object().unwrap().iter().all(|(label, value)| labels[label] == *value)
+    };
+    let (own, other) = (pod("keywright-verifier"), pod("keywright"));
+    let selectors = [
+        ("Deployment", "keywright-verifier", "/spec/selector/matchLabels"),
+        ("PodDisruptionBudget", "keywright-verifier", "/spec/selector/matchLabels"),
+        ("NetworkPolicy", "keywright-verifier", "/spec/podSelector/matchLabels"),
+        ("Service", "keywright-verifier", "/spec/selector"),
+    ];
+    for (kind, name, pointer) in selectors {
+        let selector = object(kind, name).pointer(pointer).unwrap();
+        assert!(selects(selector, &own) && !selects(selector, &other), "{kind}: {selector}");
+        let operators = name.replace("-verifier", if kind == "Service" { "-webhook" } else { "" });
+        let selector = object(kind, &operators).pointer(pointer).unwrap();
+        assert!(!selects(selector, &own) && selects(selector, &other), "{kind}: {selector}");
+    }
+    let both = &object("Service", "keywright-metrics")["spec"]["selector"];
+    assert!(selects(both, &own) && selects(both, &other), "both have metrics");
+    let deployment = &object("Deployment", "keywright-verifier")["spec"];
+    assert_eq!(deployment["replicas"], Value::Null, "it is the autoscaler's");
+    let limits = &deployment["template"]["spec"]["containers"][0]["resources"]["limits"];
+    assert_eq!(*limits, json!({"memory": "128Mi"}), "no CPU limit");
+
+    for (tls, protocols) in [(true, ["https", "https"]), (false, ["kubernetes.io/h2c", "http"])] {
+        let rendered = documents(&template(plane, &[&format!("verifier.tls.enabled={tls}")]).unwrap());
+        let service = rendered.iter().find(|o| o["kind"] == "Service" && o["metadata"]["name"] == "keywright-verifier");
+        let ports = service.unwrap()["spec"]["ports"].as_array().unwrap();
+        let found: Vec<_> = ports.iter().map(|port| [&port["name"], &port["port"], &port["appProtocol"]]).collect();
+        assert_eq!(
+            found,
+            [
+                [&json!("grpc"), &json!(9191), &json!(protocols[0])],
+                [&json!("http"), &json!(9192), &json!(protocols[1])]
+            ]
+        );
+        assert!(ports.iter().all(|port| port["targetPort"] == "check"));
+    }
 }
 
 /// The whole life of a release, with the operator as the Deployment says after each step.
@@ -571,10 +761,13 @@ fn can_i_as_the_operator(plane: &ControlPlane) {
         assert!(can("default", verb, what), "the operator cannot {verb} {what}");
     }
 
-    let own: BTreeSet<String> =
-        all_rights(plane, "keywright").difference(&all_rights(plane, "nobody")).cloned().collect();
-    let expected: BTreeSet<String> = RIGHTS.iter().map(|right| right.split_once(": ").unwrap().1.to_owned()).collect();
-    assert_eq!(own, expected);
+    for (account, rights) in [("keywright", &RIGHTS[..]), ("keywright-verifier", &VERIFIERS_RIGHTS)] {
+        let own: BTreeSet<String> =
+            all_rights(plane, account).difference(&all_rights(plane, "nobody")).cloned().collect();
+        let expected: BTreeSet<String> =
+            rights.iter().map(|right| right.split_once(": ").unwrap().1.to_owned()).collect();
+        assert_eq!(own, expected, "{account}");
+    }
 }
 
 /// All rights of a service account in the operator's namespace, as the authorizer names them: `verb group/resource[name]`.

@@ -1,4 +1,5 @@
-//! The webhook's serving certificate: where it comes from, when it changes, and who trusts it.
+//! The webhook's serving certificate: where it comes from, when it changes, and who trusts it. And the verifier's, which
+//! the leader issues from the same CA.
 //!
 //! Two sources behind one [`Resolver`], which is what the TLS listener asks on each handshake, so that a new
 //! certificate needs no new listener:
@@ -13,6 +14,7 @@
 
 pub mod authority;
 mod files;
+mod issued;
 mod self_managed;
 mod serving;
 mod webhooks;
@@ -21,7 +23,9 @@ mod x509;
 use std::sync::Arc;
 
 pub use files::Files;
+pub use issued::IssuedConfig;
 use jiff::Timestamp;
+use kube::{Resource, ResourceExt, api::ObjectMeta};
 pub use self_managed::{Config, SelfManaged};
 pub use serving::{Resolver, Status};
 pub use webhooks::Target;
@@ -48,9 +52,9 @@ pub enum Error {
     /// A certificate is past its end, or before its beginning.
     #[error("{0} is not valid now")]
     NotValidNow(&'static str),
-    /// Someone else's Secret has our name.
+    /// Someone else's object has our name.
     #[error(
-        "Secret {0} exists but is not labelled app.kubernetes.io/managed-by=keywright: delete it, or configure another name"
+        "{0} exists but is not labelled app.kubernetes.io/managed-by=keywright: delete it, or configure another name"
     )]
     Foreign(String),
     /// There is no certificate yet.
@@ -71,4 +75,21 @@ pub enum Error {
     /// The API server did not answer.
     #[error("the API server did not answer in time")]
     Timeout(#[from] tokio::time::error::Elapsed),
+}
+
+/// The label of what is ours.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "keywright");
+
+/// The metadata of an object of ours.
+fn metadata(name: &str) -> ObjectMeta {
+    let labels = [MANAGED_BY].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    ObjectMeta { name: Some(name.to_owned()), labels: Some(labels.into()), ..ObjectMeta::default() }
+}
+
+/// That an object is ours: what is not, is not ours to read either, let alone to replace.
+fn ours<K: Resource<DynamicType = ()>>(object: &K) -> Result<(), Error> {
+    if object.labels().get(MANAGED_BY.0).is_none_or(|by| by != MANAGED_BY.1) {
+        return Err(Error::Foreign(format!("{} {}", K::kind(&()), object.name_any())));
+    }
+    Ok(())
 }

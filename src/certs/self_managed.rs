@@ -11,10 +11,10 @@ use futures::{
     stream::{self, BoxStream},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DynamicObject, ObjectMeta, PartialObjectMeta, PostParams},
+    Api, Client, Resource,
+    api::{DynamicObject, PartialObjectMeta, PostParams},
     runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde::de::DeserializeOwned;
@@ -26,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Error, Now, Resolver, Target, Validity,
+    Error, IssuedConfig, Now, Resolver, Target, Validity,
     authority::{CaState, Step, step},
+    issued::Issued,
+    metadata, ours,
     serving::Leaf,
 };
 
@@ -37,8 +39,6 @@ const TICK: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// A pass makes a handful of calls; kube's client may retry one of them for minutes.
 const PASS_TIMEOUT: Duration = Duration::from_secs(10);
-
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "keywright");
 
 /// What [`SelfManaged`] manages.
 #[derive(Clone, Debug)]
@@ -57,6 +57,8 @@ pub struct Config {
     pub leaf_life: Duration,
     /// How long API servers get to notice a bundle before anything depends on it.
     pub settle: Duration,
+    /// The certificate that the leader issues for the verifier, if any. It lives as long as a leaf.
+    pub issued: Option<IssuedConfig>,
 }
 
 impl Config {
@@ -73,6 +75,7 @@ impl Config {
             ca_life: DAY * 365,
             leaf_life: DAY * 7,
             settle: Duration::from_mins(1),
+            issued: None,
         }
     }
 }
@@ -83,6 +86,7 @@ pub struct SelfManaged {
     secrets: Api<Secret>,
     config: Config,
     resolver: Arc<Resolver>,
+    issued: Option<Issued>,
     /// The bundle that every configuration holds, and since when we know. By the monotonic clock, which stands still
     /// while a machine sleeps: API servers notice nothing then.
     published: Option<(String, Instant)>,
@@ -94,7 +98,8 @@ impl SelfManaged {
     #[must_use]
     pub fn new(client: Client, config: Config, now: Now) -> Self {
         let secrets = Api::namespaced(client.clone(), &config.namespace);
-        Self { client, secrets, config, resolver: Resolver::new(now), published: None, tick: TICK }
+        let issued = config.issued.clone().map(|issued| Issued::new(&client, &config.namespace, issued));
+        Self { client, secrets, config, resolver: Resolver::new(now), issued, published: None, tick: TICK }
     }
 
     /// What the listener serves.
@@ -116,7 +121,7 @@ impl SelfManaged {
                     () = sleep(pause) => {}
                 }
                 let leading = *leader.borrow_and_update();
-                let result = timeout(PASS_TIMEOUT, self.pass(leading)).await.map_err(Error::from).flatten();
+                let result = timeout(PASS_TIMEOUT, Box::pin(self.pass(leading))).await.map_err(Error::from).flatten();
                 pause = *result.as_ref().unwrap_or(&RETRY);
                 self.resolver.report(result.map(drop));
             }
@@ -131,7 +136,11 @@ impl SelfManaged {
             let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(self.client.clone(), target.resource());
             changes_of(api, target.name())
         });
-        stream::select_all(targets.chain([changes_of(secret, &self.config.secret)])).boxed()
+        let issued = self.config.issued.iter().flat_map(|issued| {
+            let map = Api::<PartialObjectMeta<ConfigMap>>::namespaced(self.client.clone(), &self.config.namespace);
+            [changes_of(secret.clone(), &issued.secret), changes_of(map, &issued.config_map)]
+        });
+        stream::select_all(targets.chain(issued).chain([changes_of(secret.clone(), &self.config.secret)])).boxed()
     }
 
     /// Looks at everything once and does what is due. How long to wait before the next pass.
@@ -141,6 +150,10 @@ impl SelfManaged {
         for target in self.config.targets.iter().filter(|_| leading) {
             configurations.extend(target.read(&self.client).await?.map(|read| (target.clone(), read)));
         }
+        let map = match &self.issued {
+            Some(issued) if leading => Some(issued.read().await),
+            _ => None,
+        };
         let secret = self.secret().await?;
         let now = self.resolver.now();
         let ca = match CaState::parse(secret.data.as_ref().unwrap_or(&BTreeMap::new())) {
@@ -159,15 +172,39 @@ impl SelfManaged {
             return renew.map(|renew| self.until(renew, now)).ok_or(Error::NotValidNow("ca.crt"));
         }
         self.publish(&configurations, &ca.bundle()).await?;
+        // The webhook goes on without the verifier's certificate; what is wrong with that is said at the end.
+        let issued = self.issue(map, &ca, now).await;
         let published = self.published.as_ref().map(|(_, since)| since.elapsed());
         match step(&ca, now, published, self.config.settle) {
-            Step::Wait(until) => Ok(self.until(renew.map_or(until, |renew| until.min(renew)), now)),
+            Step::Wait(until) => {
+                let due = [Some(until), renew, issued?].into_iter().flatten().min();
+                Ok(self.until(due.unwrap_or(until), now))
+            }
             step => {
                 info!(secret = %self.config.secret, ?step, "changing the CA");
                 self.store(secret, &ca.after(step, now, self.config.ca_life)?).await?;
                 Ok(Duration::ZERO)
             }
         }
+    }
+
+    /// Publishes the CA for clients of the verifier, and keeps its certificate. When the next is due.
+    async fn issue(
+        &mut self,
+        map: Option<Result<Option<ConfigMap>, Error>>,
+        ca: &CaState,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Error> {
+        let (Some(issued), Some(map)) = (&self.issued, map) else { return Ok(None) };
+        // While the clients may not know it, a successor is not promoted.
+        let published = self.published.take();
+        if issued.publish(map?, &ca.bundle()).await? {
+            info!(config_map = issued.name(), "published the CA for clients of the verifier");
+            self.published = Some((ca.bundle(), Instant::now()));
+        } else {
+            self.published = published;
+        }
+        issued.keep(ca, now, self.config.leaf_life).await.map(Some)
     }
 
     fn until(&self, then: Timestamp, now: Timestamp) -> Duration {
@@ -181,22 +218,14 @@ impl SelfManaged {
             Some(secret) => secret,
             None => self.create().await?,
         };
-        // What is not ours is not ours to read either, let alone to replace.
-        if secret.labels().get(MANAGED_BY.0).is_none_or(|by| by != MANAGED_BY.1) {
-            return Err(Error::Foreign(name.clone()));
-        }
+        ours(&secret)?;
         Ok(secret)
     }
 
     async fn create(&self) -> Result<Secret, Error> {
         let ca = CaState::generate(self.resolver.now(), self.config.ca_life)?;
-        let labels = [MANAGED_BY].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(self.config.secret.clone()),
-                labels: Some(labels.into()),
-                ..ObjectMeta::default()
-            },
+            metadata: metadata(&self.config.secret),
             type_: Some("Opaque".to_owned()),
             data: Some(ca.data()),
             ..Secret::default()
@@ -281,6 +310,8 @@ mod tests {
     use super::*;
 
     const SECRET: &str = "/api/v1/namespaces/ns/secrets/ca";
+    const TLS: &str = "/api/v1/namespaces/ns/secrets/verifier-tls";
+    const CLIENTS: &str = "/api/v1/namespaces/ns/configmaps/verifier-ca";
     const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/keywright";
     const NAME: &str = "keywright.ns.svc";
 
@@ -297,9 +328,7 @@ mod tests {
             let mut body: Value = serde_json::from_slice(&body).unwrap_or_default();
             let mut path = uri.path().to_owned();
             if method == Method::GET
-                && !server.0.lock().unwrap().contains_key(&path)
-                && path != SECRET
-                && path != WEBHOOKS
+                && ["secrets", "configmaps", "configurations"].iter().any(|all| path.ends_with(all))
             {
                 return std::future::pending().await;
             }
@@ -369,10 +398,15 @@ mod tests {
     }
 
     fn start(server: &Server, now: &Now, leads: bool) -> Arc<Resolver> {
+        start_with(server, now, leads, None)
+    }
+
+    fn start_with(server: &Server, now: &Now, leads: bool, issued: Option<IssuedConfig>) -> Arc<Resolver> {
         let mut config = Config::new("ns", "ca", "keywright", vec![Target::validating("keywright")]);
         config.ca_life = Duration::from_mins(10);
         config.leaf_life = Duration::from_mins(3);
         config.settle = Duration::from_millis(50);
+        config.issued = issued;
         let mut certs = SelfManaged::new(server.client(), config, now.clone());
         certs.tick = Duration::from_millis(10);
         let resolver = certs.resolver();
@@ -382,6 +416,11 @@ mod tests {
             drop(sender);
         });
         resolver
+    }
+
+    /// As [`start`], with a certificate for the verifier.
+    fn start_issuing(server: &Server, now: &Now) -> Arc<Resolver> {
+        start_with(server, now, true, Some(IssuedConfig::new("ns", "verifier", "verifier-tls", "verifier-ca")))
     }
 
     async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -453,5 +492,57 @@ mod tests {
         let leader = start(&server, &clock(1), true);
         until("replaced", || trusted(&server, &leader)).await;
         until("followed", || trusted(&server, &follower) && follower.status().problem.is_none()).await;
+    }
+
+    /// Whether clients that read the ConfigMap accept what the Secret holds.
+    fn verifier_trusted(server: &Server, now: &Now) -> Result<(), Error> {
+        let objects = server.0.lock().unwrap();
+        let (Some(secret), Some(map)) = (objects.get(TLS), objects.get(CLIENTS)) else { return Err(Error::NoLeaf) };
+        let cert: k8s_openapi::ByteString = serde_json::from_value(secret["data"]["tls.crt"].clone()).unwrap();
+        let leaf = super::super::Certificate::parse_all(&cert.0, "tls.crt")?.swap_remove(0);
+        let bundle = map["data"]["ca.crt"].as_str().unwrap();
+        super::super::serving::verify(&[leaf.der().clone()], bundle.as_bytes(), "verifier.ns.svc", now())
+    }
+
+    #[tokio::test]
+    async fn the_verifier_gets_a_certificate_that_its_clients_trust_while_the_ca_changes_twice() {
+        let server = Server::default();
+        server.install_webhooks();
+        let now = clock(150);
+        let leader = start_issuing(&server, &now);
+        until("issued", || verifier_trusted(&server, &now).is_ok()).await;
+        let secret = server.0.lock().unwrap()[TLS].clone();
+        assert_eq!(secret["type"], "kubernetes.io/tls");
+        let current = || server.secret().unwrap()["data"]["ca.crt"].clone();
+        for _ in 0..2 {
+            let old = current();
+            until("the CA is changed", || {
+                verifier_trusted(&server, &now).unwrap();
+                current() != old
+            })
+            .await;
+        }
+        assert_ne!(server.0.lock().unwrap()[TLS]["data"]["tls.crt"], secret["data"]["tls.crt"], "it was renewed");
+
+        for path in [TLS, CLIENTS] {
+            server.0.lock().unwrap().remove(path);
+            until("it is back", || verifier_trusted(&server, &now).is_ok()).await;
+        }
+        assert_eq!(leader.status().problem, None);
+    }
+
+    #[tokio::test]
+    async fn the_webhook_goes_on_without_what_the_verifier_lacks() {
+        let server = Server::default();
+        server.install_webhooks();
+        let metadata = json!({"name": "verifier-ca", "resourceVersion": "1"});
+        server.0.lock().unwrap().insert(CLIENTS.to_owned(), json!({"metadata": metadata, "data": {"ca.crt": "mine"}}));
+        let leader = start_issuing(&server, &clock(1));
+        until("trusted", || trusted(&server, &leader)).await;
+        until("reported", || leader.status().problem.is_some()).await;
+        assert!(leader.status().problem.unwrap().starts_with("ConfigMap verifier-ca exists but is not labelled"));
+        let objects = server.0.lock().unwrap();
+        assert!(!objects.contains_key(TLS), "nothing depends on what is not published");
+        assert_eq!(objects[CLIENTS]["data"]["ca.crt"], "mine");
     }
 }

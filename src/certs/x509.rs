@@ -165,18 +165,42 @@ impl Authority {
         now: Timestamp,
         life: Duration,
     ) -> Result<(CertifiedKey, Validity), Error> {
+        let (leaf, key, validity) = self.make("keywright webhook", names, now, life)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok((CertifiedKey::new(vec![leaf.der().clone()], any_ecdsa_type(&key)?), validity))
+    }
+
+    /// As [`Self::sign`], for the verifier: certificate and key as PEM, for its Secret alone.
+    pub(super) fn issue(&self, names: &[String], now: Timestamp, life: Duration) -> Result<(String, String), Error> {
+        let (leaf, key, _) = self.make("keywright verifier", names, now, life)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        names: &[String],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<(rcgen::Certificate, KeyPair, Validity), Error> {
         let mut validity = Validity::starting(now, life);
         validity.until = validity.until.min(self.cert.validity.until);
-        let mut params = params("keywright webhook", validity);
+        let mut params = params(name, validity);
         params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &Issuer::from_ca_cert_der(&self.cert.der, &self.key)?)?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok((CertifiedKey::new(vec![leaf.der().clone()], any_ecdsa_type(&key)?), validity))
+        Ok((leaf, key, validity))
     }
+}
+
+/// Whether the key of this PEM text belongs to `cert`.
+pub(super) fn owns(key: &[u8], cert: &Certificate) -> bool {
+    let key = std::str::from_utf8(key).ok().and_then(|key| KeyPair::from_pem(key).ok());
+    let public = |key: KeyPair| key.subject_public_key_info();
+    key.map(public).is_some_and(|key| parse(&cert.der, "tls.crt").is_ok_and(|x509| x509.public_key().raw == key))
 }
 
 fn params(name: &str, validity: Validity) -> CertificateParams {

@@ -7,6 +7,7 @@ pub mod access_policy;
 pub mod api_key;
 pub mod backoff;
 pub mod events;
+pub mod export;
 pub mod key_reveal;
 pub mod permission_catalog;
 

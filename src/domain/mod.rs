@@ -9,6 +9,7 @@ pub mod credential;
 pub mod duration;
 #[cfg(test)]
 mod escalation;
+pub mod export;
 pub mod gates;
 pub mod key;
 pub mod legacy;

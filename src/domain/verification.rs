@@ -33,7 +33,9 @@ pub fn standing(key: &ApiKey) -> Standing<'_> {
         // What a shorter overlap revokes is revoked before the operator has written it down.
         let overlap =
             minted_at.filter(|_| at > 0).map(|minted| minted.checked_add(schedule.overlap).unwrap_or(Timestamp::MAX));
-        let ends = [token.expires_at.as_ref().map(|end| end.0), schedule.expires_at, overlap];
+        // Of an expired key whose end nobody knows, this much is known.
+        let expired = (status.state == Some(KeyState::Expired) && token.expires_at.is_none()).then_some(Timestamp::MIN);
+        let ends = [token.expires_at.as_ref().map(|end| end.0), schedule.expires_at, overlap, expired];
         Some((Digest::parse(&token.sha256)?, ends.into_iter().flatten().min()))
     });
     Standing {
@@ -238,7 +240,7 @@ mod tests {
         };
         assert_eq!(ends(&moved(Some(10 * HOUR))), [Some(10)]);
         assert_eq!(ends(&moved(Some(500 * HOUR))), [Some(500)]);
-        assert!(standing(&moved(None)).active);
+        assert!(ends(&moved(None))[0].unwrap() < 0);
     }
 
     #[test]

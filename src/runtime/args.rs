@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
-    domain::{credential::Source, duration},
+    domain::{credential::Source, duration, export},
     verify::freshness::WATCH,
 };
 
@@ -92,6 +92,33 @@ pub struct OperatorArgs {
     /// Use tls.crt and tls.key from this directory, as cert-manager writes them, instead of a CA of our own.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_DIR", conflicts_with = "webhook_ca_secret")]
     pub webhook_cert_dir: Option<PathBuf>,
+
+    /// The Service of the verifier. A certificate for its names is issued from the webhook's CA and renewed; it lives as
+    /// long as one of the webhook. Absent: none.
+    #[arg(
+        long,
+        env = "KEYWRIGHT_VERIFIER_SERVICE",
+        requires_all = ["verifier_tls_secret", "verifier_ca_config_map"],
+        conflicts_with = "webhook_cert_dir"
+    )]
+    pub verifier_service: Option<String>,
+
+    /// The Secret that receives that certificate, for the verifier to mount.
+    #[arg(long, env = "KEYWRIGHT_VERIFIER_TLS_SECRET", requires = "verifier_service")]
+    pub verifier_tls_secret: Option<String>,
+
+    /// The ConfigMap that receives the CA, for clients of the verifier.
+    #[arg(long, env = "KEYWRIGHT_VERIFIER_CA_CONFIG_MAP", requires = "verifier_service")]
+    pub verifier_ca_config_map: Option<String>,
+
+    /// Write the digests of the values that work into NAMESPACE/NAME, for gateways that check digests themselves; into
+    /// NAME-2 and so on if one object does not hold them. Absent: nowhere.
+    #[arg(long, env = "KEYWRIGHT_EXPORT_DIGESTS", value_name = "NAMESPACE/NAME", value_parser = parse_object_name)]
+    pub export_digests: Option<ObjectName>,
+
+    /// What these objects are: ConfigMap, or Secret for gateways that read no other, as agentgateway.
+    #[arg(long, env = "KEYWRIGHT_EXPORT_KIND", value_name = "ConfigMap|Secret", default_value = "ConfigMap")]
+    pub export_kind: export::Kind,
 
     /// Apply the PermissionCatalogs of the YAML files in this directory, one a file. They are written over at each
     /// start of a leader: put catalogues of your own into objects of other names.
@@ -206,6 +233,29 @@ pub enum LogFormat {
     Text,
 }
 
+/// An object in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+fn parse_object_name(text: &str) -> Result<ObjectName, String> {
+    // A label holds the name, so it is no longer than a label may be.
+    let valid = |part: &str| {
+        (1..=63).contains(&part.len())
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    text.split_once('/')
+        .filter(|(namespace, name)| valid(namespace) && valid(name))
+        .map(|(namespace, name)| ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
+        .ok_or_else(|| format!("{text:?} does not name an object: write NAMESPACE/NAME, such as gateway/api-keys"))
+}
+
 fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
     duration::parse(text).ok_or_else(|| format!("{text:?} is no duration: write one such as 5s or 0s"))
 }
@@ -230,4 +280,34 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     duration::parse(text)
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| format!("{text:?} is no duration: write one such as 10m, 24h or 30s"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_named_with_its_namespace() {
+        let named = parse_object_name("gateway/api-keys").unwrap();
+        assert_eq!((named.namespace.as_str(), named.name.as_str()), ("gateway", "api-keys"));
+        for text in ["", "api-keys", "/api-keys", "gateway/", "a/b/c", "Gateway/a", "gateway/-a", &"a/".repeat(70)] {
+            assert!(parse_object_name(text).unwrap_err().contains("NAMESPACE/NAME"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_for_the_verifier_needs_a_place_to_be_put() {
+        let parse = |args: &[&str]| {
+            let fixed = ["keywright", "operator", "--pod-name=a", "--pod-namespace=b"];
+            Args::try_parse_from(fixed.iter().chain(args)).map(drop).map_err(|error| error.to_string())
+        };
+        let (secret, map) = ("--verifier-tls-secret=s", "--verifier-ca-config-map=m");
+        parse(&[]).unwrap();
+        parse(&["--verifier-service=v", secret, map]).unwrap();
+        for incomplete in [&["--verifier-service=v"][..], &["--verifier-service=v", secret], &[secret], &[map]] {
+            assert!(parse(incomplete).unwrap_err().contains("required"), "{incomplete:?}");
+        }
+        let both = parse(&["--verifier-service=v", secret, map, "--webhook-cert-dir=/x"]).unwrap_err();
+        assert!(both.contains("cannot be used with"), "{both}");
+    }
 }

@@ -40,6 +40,7 @@ use crate::{
         api_key::{self, Checks},
         backoff::Backoff,
         events::Events,
+        export::{self, Exporter},
         key_reveal, permission_catalog,
     },
     index::{Index, feed},
@@ -123,6 +124,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let (queue, queued) = mpsc::unbounded_channel();
     let catalogs_changed = Arc::new(Notify::new());
     let policies_changed = Arc::new(Notify::new());
+    let keys_changed = Arc::new(Notify::new());
     let policies_writer = Writer::<AccessPolicy>::default();
     let policies = policies_writer.as_reader();
     let looks = Looks { index: Arc::clone(&index), keys: keys.clone(), queue: queue.clone(), leader: leader.clone() };
@@ -133,7 +135,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
             writer,
             queue.clone(),
             leader.clone(),
-            Arc::clone(&policies_changed),
+            [Arc::clone(&policies_changed), Arc::clone(&keys_changed)],
         )),
         tokio::spawn(feed_policies(client.clone(), looks.clone(), policies_writer, Arc::clone(&policies_changed))),
         tokio::spawn(feed_settings(client.clone(), looks)),
@@ -196,6 +198,10 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         };
         tokio::spawn(reveal(Arc::new(context), leader.clone(), shutdown.clone()))
     };
+    let exporter = args.export_digests.as_ref().map(|to| {
+        let exporter = Exporter::new(client, args.export_kind, &to.namespace, &to.name, &args.pod_name);
+        tokio::spawn(export::run(exporter, keys.clone(), clock.clone(), leader.clone(), keys_changed))
+    });
     let mut controller = tokio::spawn(control(
         Arc::clone(&context),
         keys,
@@ -229,7 +235,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     tokio::time::sleep(DRAIN).await;
     webhook.graceful_shutdown(Some(DRAIN));
     let _ = tokio::time::timeout(DRAIN, webhook_server).await;
-    for task in feeds.into_iter().chain([serving, reporter, policy_reporter, controller, revealer]) {
+    for task in feeds.into_iter().chain([serving, reporter, policy_reporter, controller, revealer]).chain(exporter) {
         task.abort();
     }
     health_server.abort();
@@ -256,13 +262,15 @@ async fn feed_keys(
     mut writer: Writer<ApiKey>,
     queue: Queue,
     leader: watch::Receiver<bool>,
-    policies_changed: Arc<Notify>,
+    changed: [Arc<Notify>; 2],
 ) {
     let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
-        policies_changed.notify_one();
         writer.apply_watcher_event(&event);
+        for changed in &changed {
+            changed.notify_one();
+        }
         match &event {
             Event::Delete(key) => api_key::forget(key, &context),
             Event::InitDone => api_key::retain(&writer.as_reader().state(), &context),
@@ -518,6 +526,11 @@ impl Certificates {
         config.ca_life = args.webhook_ca_validity;
         config.leaf_life = args.webhook_cert_validity;
         config.settle = args.webhook_ca_settle;
+        if let (Some(service), Some(secret), Some(map)) =
+            (&args.verifier_service, &args.verifier_tls_secret, &args.verifier_ca_config_map)
+        {
+            config.issued = Some(certs::IssuedConfig::new(&args.pod_namespace, service, secret, map));
+        }
         Self::SelfManaged(certs::SelfManaged::new(client.clone(), config, now))
     }
 

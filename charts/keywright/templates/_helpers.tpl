@@ -15,11 +15,22 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels by which the operator's pods are selected. They can never change. */}}
-{{- define "keywright.selectorLabels" -}}
+{{/* Labels that all pods of the release have, and nothing else's. */}}
+{{- define "keywright.podLabels" -}}
 app.kubernetes.io/name: {{ include "keywright.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Labels by which the operator's pods are selected. They can never change. */}}
+{{- define "keywright.selectorLabels" -}}
+{{ include "keywright.podLabels" . }}
 app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* Labels by which the verifier's pods are selected. They can never change. */}}
+{{- define "keywright.verifierSelectorLabels" -}}
+{{ include "keywright.podLabels" . }}
+app.kubernetes.io/component: verifier
 {{- end }}
 
 {{/* Labels of every object. */}}
@@ -43,6 +54,119 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{/* The operator as the apiserver knows it. */}}
 {{- define "keywright.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "keywright.serviceAccountName" . }}
+{{- end }}
+
+{{- define "keywright.verifierServiceAccountName" -}}
+{{- $name := .Values.verifier.serviceAccount.name }}
+{{- if .Values.verifier.serviceAccount.create }}
+{{- $name = default (printf "%s-verifier" (include "keywright.fullname" .)) $name }}
+{{- end }}
+{{- $name = required "verifier.serviceAccount.name: say which ServiceAccount to use, since verifier.serviceAccount.create is false" $name }}
+{{- if eq $name (include "keywright.serviceAccountName" .) }}
+{{- fail "verifier.serviceAccount.name: choose another than the operator's, which may write Secrets" }}
+{{- end }}
+{{- $name }}
+{{- end }}
+
+{{/* The verifier as the apiserver knows it. */}}
+{{- define "keywright.verifierUsername" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "keywright.verifierServiceAccountName" . }}
+{{- end }}
+
+{{/*
+Not empty if the verifier reports when keys were used. Without the policy that limits it to that, it has no right to write
+a status, which could forge keys.
+*/}}
+{{- define "keywright.reportsLastUse" -}}
+{{- if and .Values.verifier.enabled .Values.admissionPolicies.enabled (regexMatch "[1-9]" .Values.verifier.lastUsed.interval) }}yes{{ end }}
+{{- end }}
+
+{{/* Not empty if the operator issues the verifier's certificate. */}}
+{{- define "keywright.issuesForVerifier" -}}
+{{- if and .Values.verifier.enabled .Values.verifier.tls.enabled (not .Values.certManager.enabled) }}yes{{ end }}
+{{- end }}
+
+{{/* The ConfigMaps that may hold exported digests, as many as the operator writes at most. */}}
+{{- define "keywright.exportMaps" -}}
+{{- $maps := list .Values.export.name }}
+{{- range untilStep 2 33 1 }}
+{{- $maps = append $maps (printf "%s-%d" $.Values.export.name .) }}
+{{- end }}
+{{- toJson $maps }}
+{{- end }}
+
+{{/* What each pod has in common: who it is inside, and where the image comes from. */}}
+{{- define "keywright.pod" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{/* What each container has in common. */}}
+{{- define "keywright.container" -}}
+# Two minutes to start, for a cluster with very many keys.
+startupProbe:
+  httpGet:
+    path: /healthz
+    port: health
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: health
+  periodSeconds: 10
+  timeoutSeconds: 3
+  failureThreshold: 3
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: health
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 2
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* Where pods run. Call with a dict of values, that have the usual four names, and selector, the labels of the pods. */}}
+{{- define "keywright.placement" -}}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+  {{- if .values.topologySpreadConstraints }}
+  {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
+  {{- else }}
+  # On different nodes if there are any; a cluster of one node still gets both.
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- .selector | nindent 8 }}
+    # Count the pods of this revision alone, or a rollout leaves both new ones on one node.
+    matchLabelKeys: [pod-template-hash]
+  {{- end }}
 {{- end }}
 
 {{- define "keywright.image" -}}

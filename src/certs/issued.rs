@@ -1,0 +1,274 @@
+//! A certificate for the verifier, which may not read Secrets and so cannot have a CA: the leader issues it from the
+//! webhook's CA into a Secret that the verifier mounts, and publishes the CA in a ConfigMap, for its clients.
+//!
+//! Clients learn of a CA slowly, as mounted ConfigMaps reach a pod after a minute or two. So a successor is promoted only
+//! when the ConfigMap too has held it for the settle time, and even then a certificate of its predecessor is kept until
+//! it is due, for it is trusted as long as it lives. [`next`] holds the rule.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
+use kube::{Api, Client, api::PostParams};
+use tracing::info;
+
+use super::{Certificate, Error, authority::CaState, metadata, ours, serving::verify, x509::owns};
+
+const CERT: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const CA: &str = "ca.crt";
+
+/// What is issued, and where it is put. Both objects are in our namespace.
+#[derive(Clone, Debug)]
+pub struct IssuedConfig {
+    /// The names under which the server is called.
+    pub names: Vec<String>,
+    /// Name of the Secret that receives certificate and key.
+    pub secret: String,
+    /// Name of the ConfigMap that receives the CA.
+    pub config_map: String,
+}
+
+impl IssuedConfig {
+    /// For a server that is called through `service`.
+    #[must_use]
+    pub fn new(namespace: &str, service: &str, secret: &str, config_map: &str) -> Self {
+        let within = format!("{service}.{namespace}");
+        Self {
+            // The last is for clients that want a whole name; in a cluster of another domain, they use the one before.
+            names: vec![
+                service.to_owned(),
+                within.clone(),
+                format!("{within}.svc"),
+                format!("{within}.svc.cluster.local"),
+            ],
+            secret: secret.to_owned(),
+            config_map: config_map.to_owned(),
+        }
+    }
+}
+
+/// What is due for a certificate that was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another now, and why.
+    Issue(&'static str),
+    /// Nothing before this time.
+    Wait(Timestamp),
+}
+
+/// What is due for what the Secret holds, under `names`, from this CA, when certificates live as long as `life`.
+#[must_use]
+pub fn next(
+    held: &BTreeMap<String, ByteString>,
+    ca: &CaState,
+    names: &[String],
+    now: Timestamp,
+    life: Duration,
+) -> Next {
+    let Some(leaf) = held.get(CERT).and_then(|pem| Certificate::parse_all(&pem.0, CERT).ok()) else {
+        return Next::Issue("there is none that can be read");
+    };
+    let leaf = &leaf[0];
+    if !held.get(KEY).is_some_and(|key| owns(&key.0, leaf)) {
+        return Next::Issue("its key is missing or another's");
+    }
+    let chain = [leaf.der().clone()];
+    let accepted = |bundle: &str| names.iter().all(|name| verify(&chain, bundle.as_bytes(), name, now).is_ok());
+    if !accepted(&ca.bundle()) {
+        return Next::Issue("nobody who trusts the CA accepts it");
+    }
+    let (validity, issuer) = (leaf.validity(), ca.current.cert().validity());
+    let due = if !accepted(ca.current.cert().pem()) {
+        // It is of the predecessor, which is trusted until it ends. Give the new CA time to become known, as long as
+        // half of what is left for renewing.
+        let latest = validity.until - validity.until.duration_since(validity.renew_at()) / 2;
+        validity.renew_at().max((issuer.from + life / 8).min(latest))
+    } else if validity.until < issuer.until {
+        validity.renew_at()
+    } else {
+        // It lasts as long as its CA: another would gain nothing before that changes.
+        issuer.until
+    };
+    if due <= now { Next::Issue("it is due") } else { Next::Wait(due) }
+}
+
+/// Keeps the Secret and the ConfigMap.
+pub(super) struct Issued {
+    config: IssuedConfig,
+    secrets: Api<Secret>,
+    maps: Api<ConfigMap>,
+}
+
+impl Issued {
+    pub(super) fn new(client: &Client, namespace: &str, config: IssuedConfig) -> Self {
+        let (secrets, maps) = (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+        Self { config, secrets, maps }
+    }
+
+    /// The name of the ConfigMap.
+    pub(super) fn name(&self) -> &str {
+        &self.config.config_map
+    }
+
+    /// The ConfigMap, if there is one.
+    pub(super) async fn read(&self) -> Result<Option<ConfigMap>, Error> {
+        Ok(self.maps.get_opt(&self.config.config_map).await?)
+    }
+
+    /// Makes the ConfigMap, as it was read, hold `bundle`. Whether something had to be written.
+    pub(super) async fn publish(&self, read: Option<ConfigMap>, bundle: &str) -> Result<bool, Error> {
+        let name = &self.config.config_map;
+        let data = BTreeMap::from([(CA.to_owned(), bundle.to_owned())]);
+        let Some(read) = read else {
+            let map = ConfigMap { metadata: metadata(name), data: Some(data), ..ConfigMap::default() };
+            self.maps.create(&PostParams::default(), &map).await?;
+            return Ok(true);
+        };
+        ours(&read)?;
+        if read.data.as_ref() == Some(&data) {
+            return Ok(false);
+        }
+        let map = ConfigMap { data: Some(data), ..read };
+        self.maps.replace(name, &PostParams::default(), &map).await?;
+        Ok(true)
+    }
+
+    /// Issues a certificate if one is due; the bundle must be published already. When the next is due.
+    pub(super) async fn keep(&self, ca: &CaState, now: Timestamp, life: Duration) -> Result<Timestamp, Error> {
+        let name = &self.config.secret;
+        let read = self.secrets.get_opt(name).await?;
+        if let Some(read) = &read {
+            ours(read)?;
+        }
+        let held = read.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
+        let mut data = held.clone();
+        let text = |text: String| ByteString(text.into_bytes());
+        let mut due = next(&held, ca, &self.config.names, now, life);
+        if let Next::Issue(why) = due {
+            let (cert, key) = ca.current.issue(&self.config.names, now, life)?;
+            data = BTreeMap::from([(CERT.to_owned(), text(cert)), (KEY.to_owned(), text(key))]);
+            due = next(&data, ca, &self.config.names, now, life);
+            info!(secret = name, why, "issuing a certificate for the verifier");
+        }
+        data.insert(CA.to_owned(), text(ca.bundle()));
+        if data != held {
+            if let Some(read) = read {
+                let secret = Secret { data: Some(data), ..read };
+                self.secrets.replace(name, &PostParams::default(), &secret).await?;
+            } else {
+                let secret = Secret {
+                    metadata: metadata(name),
+                    type_: Some("kubernetes.io/tls".to_owned()),
+                    data: Some(data),
+                    ..Secret::default()
+                };
+                self.secrets.create(&PostParams::default(), &secret).await?;
+            }
+        }
+        match due {
+            Next::Wait(until) => Ok(until),
+            // A CA that has expired signs nothing that lasts; the next step replaces it.
+            Next::Issue(_) => Ok(now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::authority::{Step, step},
+        *,
+    };
+
+    const CA_LIFE: Duration = Duration::from_mins(15);
+    const LIFE: Duration = Duration::from_mins(5);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn names() -> Vec<String> {
+        IssuedConfig::new("ns", "verifier", "s", "m").names
+    }
+
+    fn data(cert: &str, key: &str) -> BTreeMap<String, ByteString> {
+        [(CERT, cert), (KEY, key)].map(|(name, text)| (name.to_owned(), ByteString(text.as_bytes().to_vec()))).into()
+    }
+
+    fn issue(ca: &CaState, now: i64) -> BTreeMap<String, ByteString> {
+        let (cert, key) = ca.current.issue(&names(), at(now), LIFE).unwrap();
+        data(&cert, &key)
+    }
+
+    fn next_at(held: &BTreeMap<String, ByteString>, ca: &CaState, now: i64) -> Next {
+        next(held, ca, &names(), at(now), LIFE)
+    }
+
+    #[test]
+    fn what_is_served_is_replaced_after_two_thirds_or_when_it_serves_nobody() {
+        let ca = CaState::generate(at(0), CA_LIFE).unwrap();
+        let held = issue(&ca, 0);
+        // A life of 300 s that began 30 s early.
+        assert_eq!(next_at(&held, &ca, 0), Next::Wait(at(190)));
+        assert_eq!(next_at(&held, &ca, 189), Next::Wait(at(190)));
+        assert_eq!(next_at(&held, &ca, 190), Next::Issue("it is due"));
+        assert_eq!(next_at(&held, &ca, 301), Next::Issue("nobody who trusts the CA accepts it"));
+        assert_eq!(next_at(&issue(&ca, 700), &ca, 700), Next::Wait(at(900)), "it lasts as long as its CA");
+
+        let unreadable = Next::Issue("there is none that can be read");
+        assert_eq!(next_at(&BTreeMap::new(), &ca, 0), unreadable);
+        assert_eq!(next_at(&data("x", "y"), &ca, 0), unreadable);
+        let mut mixed = held.clone();
+        mixed.insert(KEY.to_owned(), issue(&ca, 0)[KEY].clone());
+        let no_key = Next::Issue("its key is missing or another's");
+        assert_eq!(next_at(&mixed, &ca, 0), no_key);
+        mixed.remove(KEY);
+        assert_eq!(next_at(&mixed, &ca, 0), no_key);
+
+        let another = CaState::generate(at(0), CA_LIFE).unwrap();
+        assert_eq!(next_at(&held, &another, 0), Next::Issue("nobody who trusts the CA accepts it"));
+        let renamed = [names(), vec!["other.ns.svc".to_owned()]].concat();
+        assert!(matches!(next(&held, &ca, &renamed, at(0), LIFE), Next::Issue(_)), "a Service of another name");
+    }
+
+    /// Walks through two changes of the CA. Clients learn of a bundle `lag` seconds late. How many CAs signed.
+    fn walk(lag: i64) -> Result<usize, String> {
+        const SETTLE: Duration = Duration::from_secs(5);
+        let mut ca = CaState::generate(at(0), CA_LIFE).unwrap();
+        let mut held = BTreeMap::new();
+        let mut bundles = vec![(0, ca.bundle())];
+        let mut issuers = std::collections::HashSet::new();
+        for now in 0..1600 {
+            if bundles.last().is_none_or(|(_, bundle)| *bundle != ca.bundle()) {
+                bundles.push((now, ca.bundle()));
+            }
+            if matches!(next_at(&held, &ca, now), Next::Issue(_)) {
+                held = issue(&ca, now);
+                issuers.insert(ca.current.cert().pem().to_owned());
+            }
+            let since = u64::try_from(now - bundles.last().unwrap().0).unwrap();
+            let due = step(&ca, at(now), Some(Duration::from_secs(since)), SETTLE);
+            ca = ca.after(due, at(now), CA_LIFE).unwrap();
+            assert_ne!(due, Step::Replace);
+
+            let leaf = Certificate::parse_all(&held[CERT].0, CERT).unwrap().swap_remove(0);
+            let old = bundles.iter().rposition(|(published, _)| *published <= now - lag).unwrap_or_default();
+            for (published, bundle) in &bundles[old..] {
+                verify(&[leaf.der().clone()], bundle.as_bytes(), "verifier.ns.svc", at(now))
+                    .map_err(|error| format!("at {now}: bundle of {published}: {error}"))?;
+            }
+        }
+        Ok(issuers.len())
+    }
+
+    #[test]
+    fn clients_that_learn_slowly_of_a_new_ca_are_not_cut_off() {
+        assert_eq!(walk(30), Ok(3), "much longer than the settle time of the webhook");
+        // That this test would notice.
+        walk(200).unwrap_err();
+    }
+}
