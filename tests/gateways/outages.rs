@@ -1,0 +1,84 @@
+//! What happens without the verifier: whatever goes wrong, nobody passes.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::support::gateways::{VERIFIER_HOST, example, with_tls};
+use crate::*;
+
+/// Nobody passes, with a key that works or without one, and the answer is not that of an application in trouble, except
+/// where a proxy can't tell. What is public stays open.
+async fn assert_closed(edge: &Edge, what: &str) {
+    for gateway in &edge.gateways {
+        for headers in [&[("X-API-Key", reader().await)][..], &[]] {
+            for path in ["/alerts/1", "/ingest/1", "/account/1"] {
+                let sent = edge.get(gateway, path, headers).await;
+                Edge::assert_refused(gateway, &sent, &[503], what);
+            }
+        }
+        let sent = edge.get(gateway, "/public/1", &[]).await;
+        Edge::assert_passed(gateway, &sent, "what is public");
+    }
+}
+
+#[tokio::test]
+async fn fail_open() {
+    super::edge().await;
+    reader().await;
+    // A verifier that never reached the apiserver knows no keys.
+    let nowhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let server = Some(format!("http://{}", nowhere.local_addr().unwrap()));
+    let unready = Edge::start(VerifierOptions { server, ..VerifierOptions::default() }).await.unwrap();
+    assert_closed(&unready, "not synced").await;
+    drop(unready);
+
+    let edge = Edge::start(VerifierOptions::default()).await.unwrap();
+    edge.verifier.wait_ready().await.unwrap();
+    edge.wait_until_accepted(reader().await).await;
+    edge.verifier.kill();
+    assert_closed(&edge, "killed").await;
+}
+
+/// Writes `tls.crt` and `tls.key` for the verifier, and `ca.crt`, into a folder.
+fn write_certificate(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new([VERIFIER_HOST.to_owned()]).unwrap();
+    std::fs::write(folder.join("ca.crt"), ca.pem()).unwrap();
+    std::fs::write(folder.join("tls.crt"), params.signed_by(&key, &ca).unwrap().pem()).unwrap();
+    std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
+}
+
+#[tokio::test]
+async fn tls_to_the_verifier_is_checked() {
+    super::edge().await;
+    let plane = support::shared().await.plane;
+    let (ours, theirs) = (plane.folder().join("verifier-tls"), plane.folder().join("another-tls"));
+    write_certificate(&ours);
+    write_certificate(&theirs);
+    let verifier = Verifier::start(plane, VerifierOptions { tls: Some(ours.clone()), ..VerifierOptions::default() });
+    let verifier = verifier.await.unwrap();
+    verifier.wait_ready().await.unwrap();
+    let upstream = Upstream::start().unwrap();
+    let (mut trusting, mut suspicious) = (Vec::new(), Vec::new());
+    for kind in Kind::ALL {
+        assert_ne!(with_tls(&example(kind).unwrap()), example(kind).unwrap(), "{kind:?} shows TLS");
+        for (folder, gateways) in [(&ours, &mut trusting), (&theirs, &mut suspicious)] {
+            let ca = folder.join("ca.crt");
+            gateways.push(Gateway::start(plane, kind, verifier.address(), upstream.address, Some(&ca)).await.unwrap());
+        }
+    }
+    let edge = Edge { verifier, gateways: trusting, upstream };
+    edge.wait_until_accepted(reader().await).await;
+    for gateway in &edge.gateways {
+        let sent = edge.get(gateway, "/alerts/1", &[]).await;
+        Edge::assert_refused(gateway, &sent, &[401], "without a key, over TLS");
+    }
+    let edge = Edge { gateways: suspicious, ..edge };
+    assert_closed(&edge, "a verifier with somebody else's certificate").await;
+}
