@@ -48,15 +48,12 @@ fn readings(path: &str) -> Vec<String> {
         let (mut out, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             let hex = bytes.get(at + 1..at + 3).and_then(|two| std::str::from_utf8(two).ok());
-            match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| bytes[at] == b'%') {
-                Some(byte) => {
-                    out.push(byte);
-                    at += 3;
-                }
-                None => {
-                    out.push(bytes[at]);
-                    at += 1;
-                }
+            if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| bytes[at] == b'%') {
+                out.push(byte);
+                at += 3;
+            } else {
+                out.push(bytes[at]);
+                at += 1;
             }
         }
         String::from_utf8_lossy(&out).into_owned()

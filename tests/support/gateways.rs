@@ -1,6 +1,7 @@
 //! Real proxies as the examples configure them, in front of the verifier's real binary, and an application behind them
 //! that keeps what it gets to the byte.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -246,9 +247,9 @@ impl Gateway {
         }
         let (ours, theirs) = kind.edge(address);
         replace(&mut text, &ours, &theirs)?;
-        let place = |at: SocketAddr| kind.place(&at.ip().to_string(), at.port());
-        replace(&mut text, &kind.place(VERIFIER_HOST, VERIFIER_PORT), &place(verifier))?;
-        replace(&mut text, &kind.place(UPSTREAM_HOST, UPSTREAM_PORT), &place(upstream))?;
+        for (host, port, to) in [(VERIFIER_HOST, VERIFIER_PORT, verifier), (UPSTREAM_HOST, UPSTREAM_PORT, upstream)] {
+            replace(&mut text, &kind.place(host, port), &kind.place(&to.ip().to_string(), to.port()))?;
+        }
 
         let file = folder.join(Path::new(kind.example()).file_name().context("a file")?);
         std::fs::write(&file, text)?;
@@ -292,7 +293,7 @@ impl Gateway {
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut text = format!("GET {path} HTTP/1.1\r\nHost: shop.example.com\r\n");
         for (name, value) in headers {
-            text += &format!("{name}: {value}\r\n");
+            let _ = write!(text, "{name}: {value}\r\n");
         }
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
             text += "Connection: close\r\n";
@@ -431,7 +432,7 @@ impl Drop for Upstream {
 
 async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>) {
     let mut unread = Vec::new();
-    let mut buffer = [0; 65_536];
+    let mut buffer = [0; 8192];
     loop {
         let end = loop {
             if let Some(end) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
