@@ -12,6 +12,7 @@
 //! | [`controller`] | one folder a kind: observe, decide (that is `domain`), act, report; on the leader |
 //! | [`sealing`] | values encrypted at rest, and answers encrypted to a person; on the leader |
 //! | [`admission`] | the validating webhook: thin, calls the same rules; on every replica |
+//! | [`verify`] | `keywright verifier`: whether a request may pass, for Envoy, nginx, Caddy, Traefik and RFC 7662 |
 //! | [`certs`] | the webhook's own CA and certificates, or files from cert-manager |
 //! | [`cli`] | `kubectl keywright`, with the rights of whoever runs it; no part of the operator |
 //! | [`runtime`] | arguments, wiring, election, readiness, shutdown, telemetry, metrics, the clock |
@@ -32,6 +33,7 @@ pub mod domain;
 pub mod index;
 pub mod runtime;
 pub mod sealing;
+pub mod verify;
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

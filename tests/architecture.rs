@@ -137,7 +137,7 @@ fn the_domain_is_pure() {
 /// Data goes one way, and so do imports.
 #[test]
 fn modules_use_only_what_is_below_them() {
-    let allowed: [(&str, &[&str]); 9] = [
+    let allowed: [(&str, &[&str]); 10] = [
         ("api", &["api"]),
         ("domain", &["api", "domain"]),
         ("index", &["api", "domain", "index"]),
@@ -146,6 +146,7 @@ fn modules_use_only_what_is_below_them() {
         ("sealing", &["sealing"]),
         ("cli", &["access", "api", "cli", "domain", "runtime"]),
         ("admission", &["access", "admission", "api", "domain", "index", "runtime"]),
+        ("verify", &["api", "domain", "index", "runtime", "verify"]),
         ("controller", &["access", "api", "controller", "domain", "index", "runtime", "sealing"]),
     ];
     for (module, below) in allowed {
@@ -155,8 +156,10 @@ fn modules_use_only_what_is_below_them() {
         }
     }
     // Of the runtime, only what has no effect on the cluster.
-    for (file, code) in program("admission").into_iter().chain(program("controller")).chain(program("cli")) {
-        for wiring in ["runtime::operator", "runtime::lease", "runtime::health", "runtime::args"] {
+    for (file, code) in
+        program("admission").into_iter().chain(program("controller")).chain(program("cli")).chain(program("verify"))
+    {
+        for wiring in ["runtime::operator", "runtime::verifier", "runtime::lease", "runtime::health", "runtime::args"] {
             assert!(!code.contains(wiring), "src/{file} uses {wiring}");
         }
     }
@@ -188,6 +191,7 @@ fn only_act_report_certs_sealing_and_the_lease_write() {
         "controller/permission_catalog.rs", // the shipped catalogue; report: the status
         "runtime/lease.rs",                 // the election
         "sealing/keeper.rs",                // the sealing keys, in their own Secret
+        "verify/last_used.rs",              // report: when keys were used
     ];
     assert_eq!(writers.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     for (file, code) in program("") {

@@ -13,9 +13,8 @@ use crate::{
     access,
     api::{self, AccessPolicy, ApiKey, KeyReveal, Requester, SecuritySettings},
     domain::{
-        gates::{self, Demand, Gate, Situation, Verdict},
+        gates::{self, Gate, Situation, Verdict},
         policy::{self, Person},
-        rights::Right,
         status::secret_ref,
         validate::{self, Terms},
     },
@@ -156,7 +155,7 @@ pub(super) async fn key_reveal(context: &Context, request: &AdmissionRequest<Key
         return Decision::default();
     };
     let status = key.status.as_ref();
-    let creator = status.and_then(|status| status.creator.clone()).or_else(|| api::creator(&*key));
+    let creator = api::creator_of_key(&key);
     let verdict = asking
         .judge(|situation| gates::reveal(situation, &key.spec, status, creator.map(|creator| creator.name).as_deref()));
     asking.decide(context, verdict, Decision::default(), true).await
@@ -217,26 +216,12 @@ impl Asking {
         for (demand, answer) in demands.iter().zip(answers) {
             let message = match answer {
                 Ok(answer) if answer.met => continue,
-                Ok(answer) => self.lacking(demand, &answer.missing(&demand.need)),
+                Ok(answer) => demand.lacking(&self.who.username, &self.namespace, &answer.missing(&demand.need)),
                 Err(unanswered) => unanswered.to_string(),
             };
             let (reason, field) = (demand.gate.reason(), demand.field.to_owned());
             decision.problems.push(Problem { reason, forbidden: true, field, message });
         }
         decision
-    }
-
-    fn lacking(&self, demand: &Demand, missing: &[Right]) -> String {
-        const MOST: usize = 5;
-        let names: Vec<_> = missing.iter().take(MOST).map(ToString::to_string).collect();
-        let rest = missing.len().saturating_sub(MOST);
-        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        format!(
-            "{} lacks {}{more} in namespace {}, which is needed to {}: ask for a role that grants it (kubectl keywright can-i)",
-            self.who.username,
-            names.join(", "),
-            self.namespace,
-            demand.purpose
-        )
     }
 }

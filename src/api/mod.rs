@@ -41,6 +41,12 @@ pub fn creator(object: &impl kube::ResourceExt) -> Option<Creator> {
     Some(Creator { name, kind })
 }
 
+/// Who created a key: as its status says, or before there is one, as it was stamped.
+#[must_use]
+pub fn creator_of_key(key: &ApiKey) -> Option<Creator> {
+    key.status.as_ref().and_then(|status| status.creator.clone()).or_else(|| creator(key))
+}
+
 /// Every CRD of the group, in the order in which they are shipped.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {

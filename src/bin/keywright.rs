@@ -1,4 +1,4 @@
-//! The operator's binary; see the library for everything.
+//! The binary of the operator and the verifier; see the library for everything.
 
 use std::{io::Write, path::Path, process::ExitCode};
 
@@ -8,7 +8,7 @@ use keywright::{
     api::{self, PermissionCatalog},
     runtime::{
         args::{Args, Command},
-        operator, telemetry,
+        operator, telemetry, verifier,
     },
 };
 
@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         Command::Operator(args) => telemetry::start(args.log_format, &args.log).and_then(|()| {
             let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
             runtime.block_on(operator::run(*args)).map_err(|error| error.to_string())
+        }),
+        Command::Verifier(args) => telemetry::start(args.log_format, &args.log).and_then(|()| {
+            let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+            runtime.block_on(verifier::run(*args)).map_err(|error| error.to_string())
         }),
     };
     result.unwrap_or_else(|error| {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Failure, Format, Result};
-use crate::api::{ApiKey, CreatorKind, KeyState, Time, creator};
+use crate::api::{ApiKey, CreatorKind, KeyState, Time, creator_of_key};
 
 /// A table with columns two spaces apart, as kubectl has it. A colour may be given to cells by their text.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>], colour: bool) -> String {
@@ -83,7 +83,7 @@ pub(super) fn text(text: Option<&str>) -> String {
 
 /// The creator's name and type, as far as the cluster knows.
 pub(super) fn creator_of(key: &ApiKey) -> (String, &'static str) {
-    let known = key.status.as_ref().and_then(|status| status.creator.clone()).or_else(|| creator(key));
+    let known = creator_of_key(key);
     match known {
         Some(known) => (
             known.name,

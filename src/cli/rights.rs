@@ -12,7 +12,9 @@ use kube::{Api, ResourceExt, api::PostParams};
 use super::{Cluster, Reply, Result, key_type, print, refused, say, usage};
 use crate::{
     access::{self, Review, Reviewer, Unanswered, attributes},
-    api::{AccessPolicy, ApiKeySpec, KeyType, Requester, SecuritySettings, SecuritySettingsSpec, creator},
+    api::{
+        AccessPolicy, ApiKeySpec, KeyType, Requester, SecuritySettings, SecuritySettingsSpec, creator, creator_of_key,
+    },
     domain::{
         catalog::Catalog,
         gates::{self, KnownPolicy, Situation, Verdict},
@@ -225,7 +227,7 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
         settings: settings.as_ref(),
         policy: &|_| policy.clone(),
     };
-    let known = key.status.as_ref().and_then(|status| status.creator.clone()).or_else(|| creator(&key));
+    let known = creator_of_key(&key);
     let creator = known.as_ref().map(|creator| creator.name.as_str());
     let (spec, status) = (&key.spec, key.status.as_ref());
     let verdicts = [

@@ -201,6 +201,11 @@ impl Catalog {
         self.permissions.is_empty() && self.presets.is_empty()
     }
 
+    /// Every permission, in no order.
+    pub fn permissions(&self) -> impl Iterator<Item = &Permission> {
+        self.permissions.values()
+    }
+
     /// Finds a permission by name, in any case.
     #[must_use]
     pub fn permission(&self, name: &str) -> Option<&Permission> {

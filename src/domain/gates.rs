@@ -58,6 +58,22 @@ pub struct Demand {
     pub need: Need,
 }
 
+impl Demand {
+    /// What somebody is told who lacks these rights.
+    #[must_use]
+    pub fn lacking(&self, who: &str, namespace: &str, missing: &[Right]) -> String {
+        const MOST: usize = 5;
+        let names: Vec<_> = missing.iter().take(MOST).map(ToString::to_string).collect();
+        let rest = missing.len().saturating_sub(MOST);
+        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        format!(
+            "{who} lacks {}{more} in namespace {namespace}, which is needed to {}: ask for a role that grants it (kubectl keywright can-i)",
+            names.join(", "),
+            self.purpose
+        )
+    }
+}
+
 /// Something that was denied outright.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {

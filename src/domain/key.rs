@@ -75,6 +75,12 @@ impl Key {
     }
 }
 
+/// Whether something begins as keys do.
+#[must_use]
+pub fn has_prefix(value: &[u8]) -> bool {
+    [KeyType::Personal, KeyType::SendYourData, KeyType::Team].iter().any(|t| value.starts_with(prefix(*t).as_bytes()))
+}
+
 /// Whether a text has the shape and the checksum of a key. Cheap: no hash, no allocation.
 #[must_use]
 pub fn is_well_formed(text: &str) -> bool {
@@ -108,10 +114,34 @@ impl Digest {
         Self(Sha256::digest(value).into())
     }
 
+    /// Reads a digest back: 64 lower-case hex digits. `None` for anything else.
+    #[must_use]
+    pub fn parse(hex: &str) -> Option<Self> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
+        let mut bytes = [0; 32];
+        if pairs.len() != bytes.len() || !rest.is_empty() {
+            return None;
+        }
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = digit(*high)? << 4 | digit(*low)?;
+        }
+        Some(Self(bytes))
+    }
+
     /// The id of the key: `key_` and the first 16 hex digits. What logs, headers and people use.
     #[must_use]
     pub fn id(&self) -> String {
-        format!("key_{}", &self.to_string()[..16])
+        let mut id = String::with_capacity(20);
+        id.push_str("key_");
+        for byte in &self.0[..8] {
+            id.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
+        }
+        id
     }
 }
 
@@ -185,6 +215,7 @@ mod tests {
         let digest = Digest::of(b"abc");
         assert_eq!(digest.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digest.id(), "key_ba7816bf8f01cfea");
+        assert_eq!(Digest::parse(&digest.to_string()), Some(digest));
     }
 
     /// A source that repeats short patterns and rejected bytes must not change the length or the alphabet.

@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod coralogix;
+pub mod credential;
 pub mod duration;
 #[cfg(test)]
 mod escalation;
@@ -16,7 +17,9 @@ pub mod policy;
 pub mod policy_status;
 pub mod record;
 pub mod redact;
+pub mod requirement;
 pub mod rights;
 pub mod sealing;
 pub mod status;
 pub mod validate;
+pub mod verification;

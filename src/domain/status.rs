@@ -14,7 +14,7 @@ use super::{
 };
 use crate::api::{
     ApiKey, ApiKeyStatus, Condition, KeyState, Reveal, RevealMode, RevealState, SecretRef, SecuritySettingsSpec, Time,
-    Token, creator,
+    Token, creator_of_key,
 };
 
 /// The Secret that a key writes to when its spec names none (the names of Coralogix's own operator, so that
@@ -103,7 +103,7 @@ pub fn build(facts: &Facts<'_>) -> ApiKeyStatus {
         permissions: grants.permissions.iter().map(ToString::to_string).collect(),
         conditions: conditions(facts, &summary),
         // The first stamp wins, so that whoever copies an object does not become its creator.
-        creator: old.and_then(|old| old.creator.clone()).or_else(|| creator(key)),
+        creator: creator_of_key(key),
         // Somebody else writes it.
         last_used_at: old.and_then(|old| old.last_used_at.clone()),
         ..ApiKeyStatus::default()

@@ -1,7 +1,7 @@
 //! Turns watches into events for the index: backed off, guarded against objects that can't be read, and stripped of
 //! what nobody here needs.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use futures::{Stream, StreamExt};
 use kube::{
@@ -9,12 +9,33 @@ use kube::{
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
+        utils::Backoff,
         watcher::{self, Event},
     },
 };
 use serde::de::DeserializeOwned;
 
 use crate::api::{ApiKey, CREATOR_ANNOTATION};
+
+/// Pauses that stay short: a quarter of a second, then twice as long up to two seconds.
+#[derive(Debug, Default)]
+struct Short(u32);
+
+impl Iterator for Short {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = Duration::from_millis(250 << self.0);
+        self.0 = (self.0 + 1).min(3);
+        Some(pause)
+    }
+}
+
+impl Backoff for Short {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
 
 /// Watches every object of a kind. Objects that do not parse are reported and left out, so that one of them can't
 /// stop the others. The stream does not end; errors are logged and retried with backoff. `compact` makes an object
@@ -23,10 +44,34 @@ pub fn watch<K>(client: Client, compact: fn(&mut K)) -> impl Stream<Item = Event
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    watch_at(client, compact, Pace::Calm)
+}
+
+/// How a watch is kept alive and mended.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// Long watches, and growing pauses after failures: for who writes.
+    Calm,
+    /// Watches of this length, and short pauses: for who lets requests pass, and has to know soon what was revoked.
+    Brisk(Duration),
+}
+
+/// As [`watch`], at another pace.
+pub fn watch_at<K>(client: Client, compact: fn(&mut K), pace: Pace) -> impl Stream<Item = Event<K>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    // managedFields and the last-applied annotation are most of an object's size and of no use here.
-    let config = watcher::Config::default();
-    watcher::watcher(api, config).default_backoff().filter_map(move |event| async move {
+    let config = match pace {
+        Pace::Calm => watcher::Config::default(),
+        Pace::Brisk(length) => watcher::Config::default().timeout(u32::try_from(length.as_secs()).unwrap_or(30)),
+    };
+    let stream = watcher::watcher(api, config);
+    let stream = match pace {
+        Pace::Calm => stream.default_backoff().left_stream(),
+        Pace::Brisk(_) => stream.backoff(Short::default()).right_stream(),
+    };
+    stream.filter_map(move |event| async move {
         match event {
             Ok(event) => unguard(event, compact),
             Err(error) => {
@@ -70,6 +115,7 @@ pub fn compact_key(key: &mut ApiKey) {
 fn unguard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>, compact: fn(&mut K)) -> Option<Event<K>> {
     let open = |guarded: DeserializeGuard<K>| match guarded.0 {
         Ok(mut object) => {
+            // managedFields and the last-applied annotation are most of an object's size and of no use here.
             let meta = object.meta_mut();
             meta.managed_fields = None;
             // Of annotations, only who created the object is of use, and `compact` drops that where the status has it.

@@ -4,7 +4,9 @@
 //! Fed by watch events and by nothing else; it never calls the API server. Admission and reconciliation read from
 //! it, so that neither needs a request of its own.
 
+pub mod catalogs;
 pub mod feed;
+pub mod keyring;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,6 +15,8 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::watcher::Event};
+
+use catalogs::Catalogs;
 
 use crate::{
     api::{AccessPolicy, ApiKey, KeyType, PermissionCatalog, SecuritySettings, SecuritySettingsSpec},
@@ -136,15 +140,6 @@ impl References {
 }
 
 #[derive(Default)]
-struct Catalogs {
-    known: BTreeMap<String, Arc<PermissionCatalog>>,
-    merged: Arc<Catalog>,
-    reports: BTreeMap<String, Report>,
-    relisted: Option<BTreeSet<String>>,
-    synced: bool,
-}
-
-#[derive(Default)]
 struct Claims {
     /// By namespace and Secret name; nearly always one claim each.
     by_secret: HashMap<(String, String), Vec<Claim>>,
@@ -163,21 +158,19 @@ impl Index {
     /// The merged catalogue. Cheap: a reference count.
     #[must_use]
     pub fn catalog(&self) -> Arc<Catalog> {
-        Arc::clone(&read(&self.catalogs).merged)
+        read(&self.catalogs).merged()
     }
 
     /// Every PermissionCatalog, and what became of it in the merge.
     #[must_use]
     pub fn catalogs(&self) -> Vec<(Arc<PermissionCatalog>, Report)> {
-        let state = read(&self.catalogs);
-        let report = |name| state.reports.get(name).cloned().unwrap_or_default();
-        state.known.iter().map(|(name, catalog)| (Arc::clone(catalog), report(name))).collect()
+        read(&self.catalogs).all()
     }
 
     /// Whether every kind was listed completely, at least once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        read(&self.catalogs).synced
+        read(&self.catalogs).is_synced()
             && read(&self.claims).synced
             && read(&self.policies).synced
             && read(&self.settings).synced
@@ -239,40 +232,7 @@ impl Index {
 
     /// Takes in what happened to a PermissionCatalog. True if the merged catalogue may have changed.
     pub fn apply_catalog(&self, event: &Event<PermissionCatalog>) -> bool {
-        let mut state = write(&self.catalogs);
-        match event {
-            Event::Init => {
-                state.relisted = Some(BTreeSet::new());
-                return false;
-            }
-            Event::InitApply(catalog) => {
-                if let Some(names) = &mut state.relisted {
-                    names.insert(catalog.name_any());
-                }
-                state.known.insert(catalog.name_any(), Arc::new(catalog.clone()));
-                return false;
-            }
-            Event::InitDone => {
-                if let Some(names) = state.relisted.take() {
-                    state.known.retain(|name, _| names.contains(name));
-                }
-                state.synced = true;
-            }
-            Event::Apply(catalog) => {
-                let before = state.known.insert(catalog.name_any(), Arc::new(catalog.clone()));
-                // A status that was written says nothing new.
-                if before.is_some_and(|b| b.spec == catalog.spec && b.uid() == catalog.uid()) {
-                    return false;
-                }
-            }
-            Event::Delete(catalog) => {
-                state.known.remove(&catalog.name_any());
-            }
-        }
-        let (merged, reports) = merge(&state.known);
-        state.merged = Arc::new(merged);
-        state.reports = reports;
-        true
+        write(&self.catalogs).apply(event)
     }
 
     /// Takes in what happened to an ApiKey.
@@ -302,13 +262,6 @@ impl Index {
             Event::Delete(key) => state.remove(key),
         }
     }
-}
-
-/// Merges catalogues by age.
-fn merge(known: &BTreeMap<String, Arc<PermissionCatalog>>) -> (Catalog, BTreeMap<String, Report>) {
-    let mut oldest_first: Vec<_> = known.iter().collect();
-    oldest_first.sort_by_key(|(name, c)| (c.creation_timestamp().map(|t| t.0), *name));
-    Catalog::merge(oldest_first.into_iter().map(|(name, c)| (name.as_str(), &c.spec)))
 }
 
 impl Claims {

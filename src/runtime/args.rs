@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::domain::duration;
+use crate::{
+    domain::{credential::Source, duration},
+    verify::freshness::WATCH,
+};
 
 /// API keys as Kubernetes resources.
 #[derive(Debug, Parser)]
@@ -21,6 +24,9 @@ pub struct Args {
 pub enum Command {
     /// Run the operator: the controller, on the one replica that leads, and the webhook, on every replica.
     Operator(Box<OperatorArgs>),
+    /// Run the verifier: it tells Envoy, nginx, Caddy, Traefik and others whether a request may pass. Any number of
+    /// replicas.
+    Verifier(Box<VerifierArgs>),
     /// Print a ClusterRole for each role and each preset of a catalogue, as YAML.
     ClusterRoles {
         /// The file with the PermissionCatalog.
@@ -129,6 +135,68 @@ pub struct OperatorArgs {
     pub pod_namespace: String,
 }
 
+/// How the verifier runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VerifierArgs {
+    /// The address of every front end, over HTTP/1.1 and HTTP/2.
+    #[arg(long, env = "KEYWRIGHT_ADDRESS", default_value = "0.0.0.0:9191")]
+    pub address: SocketAddr,
+
+    /// The address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "KEYWRIGHT_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub health_address: SocketAddr,
+
+    /// Serve TLS with tls.crt and tls.key from this directory; new ones are taken up without a restart. Absent means
+    /// plain HTTP, for a proxy on the same machine or a mesh that encrypts.
+    #[arg(long, env = "KEYWRIGHT_TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Where keys are read from: authorization (Authorization: Bearer KEY), header:NAME or query:NAME. Several may be
+    /// given; a request that carries two keys is refused.
+    #[arg(long, env = "KEYWRIGHT_KEY_FROM", value_delimiter = ',', default_value = "authorization,header:x-api-key")]
+    pub key_from: Vec<Source>,
+
+    /// The permission that a route asks for that names none; `none` lets any working key pass. Absent means that such a
+    /// route is refused.
+    #[arg(long, env = "KEYWRIGHT_DEFAULT_PERMISSION")]
+    pub default_permission: Option<String>,
+
+    /// How long the API server may be silent before nobody passes any more, since keys could have been revoked
+    /// meanwhile. 0s for any time.
+    #[arg(long, env = "KEYWRIGHT_MAX_STALENESS", default_value = "10m", value_parser = parse_staleness)]
+    pub max_staleness: Duration,
+
+    /// The permission that a key needs to introspect others (RFC 7662); off turns introspection off.
+    #[arg(
+        long,
+        env = "KEYWRIGHT_INTROSPECTION_PERMISSION",
+        default_value = "team-custom-api-keys:ReadConfig",
+        value_parser = parse_introspection_permission
+    )]
+    pub introspection_permission: String,
+
+    /// How often the last use of a key is written to its status. 0s for never: then no right to patch apikeys/status is
+    /// needed.
+    #[arg(long, env = "KEYWRIGHT_LAST_USED_INTERVAL", default_value = "1h", value_parser = parse_duration_or_zero)]
+    pub last_used_interval: Duration,
+
+    /// Log one in so many requests that pass. 0 for none.
+    #[arg(long, env = "KEYWRIGHT_LOG_ALLOWED_ONE_IN", default_value_t = 1000)]
+    pub log_allowed_one_in: u64,
+
+    /// Log at most so many refusals a second. 0 for none.
+    #[arg(long, env = "KEYWRIGHT_LOG_REFUSED_PER_SECOND", default_value_t = 20)]
+    pub log_refused_per_second: u64,
+
+    /// The format of the logs.
+    #[arg(long, env = "KEYWRIGHT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What to log: a level, or a filter such as info,keywright=debug.
+    #[arg(long, env = "KEYWRIGHT_LOG", default_value = "info")]
+    pub log: String,
+}
+
 /// The format of the logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -140,6 +208,22 @@ pub enum LogFormat {
 
 fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
     duration::parse(text).ok_or_else(|| format!("{text:?} is no duration: write one such as 5s or 0s"))
+}
+
+/// Shorter than two watches, a cluster in which nothing happens would count as silent.
+fn parse_staleness(text: &str) -> Result<Duration, String> {
+    let least = 2 * WATCH;
+    parse_duration_or_zero(text).and_then(|duration| {
+        let good = duration.is_zero() || duration >= least;
+        good.then_some(duration).ok_or_else(|| format!("{text:?} is too short: at least {}s, or 0s", least.as_secs()))
+    })
+}
+
+/// Any working key would do, if none were asked for.
+fn parse_introspection_permission(text: &str) -> Result<String, String> {
+    let good = text == "off" || text.contains(':') && !text.contains(',');
+    good.then(|| text.to_owned())
+        .ok_or_else(|| format!("{text:?} is no permission: write one, resource:Action, or off"))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -11,7 +11,7 @@ use axum::{
 };
 use futures::future::BoxFuture;
 
-use super::metrics::Metrics;
+use prometheus_client::registry::Registry;
 
 /// Says why the process is not ready.
 pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -19,12 +19,12 @@ pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Se
 #[derive(Clone)]
 struct Health {
     ready: Readiness,
-    metrics: Metrics,
+    metrics: Arc<Registry>,
 }
 
 /// The three endpoints. `/healthz` answers while the process can answer at all; what else may be wrong is not mended
 /// by a restart.
-pub fn router(ready: Readiness, metrics: Metrics) -> Router {
+pub fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -40,8 +40,9 @@ async fn readyz(State(health): State<Health>) -> Response {
 }
 
 async fn metrics_text(State(health): State<Health>) -> Response {
-    match health.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &health.metrics) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -171,14 +171,10 @@ impl Metrics {
         self.leader.set(i64::from(leads));
     }
 
-    /// Everything, as Prometheus reads it.
-    ///
-    /// # Errors
-    /// None in practice: writing to a string does not fail.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+    /// Everything, for whoever asks.
+    #[must_use]
+    pub fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.registry)
     }
 }
 

@@ -7,3 +7,5 @@ pub mod lease;
 pub mod metrics;
 pub mod operator;
 pub mod telemetry;
+pub mod verifier;
+pub mod verifier_metrics;

@@ -179,7 +179,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let health = TcpListener::bind(args.health_address)
         .await
         .map_err(|error| Fatal(format!("--health-address {}: {error}", args.health_address)))?;
-    let health_router = health::router(readiness.probe(), metrics.clone());
+    let health_router = health::router(readiness.probe(), metrics.registry());
     let health_server = tokio::spawn(axum::serve(health, health_router).into_future());
 
     // The one that leads writes.
@@ -237,7 +237,8 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn stop_signal() {
+/// Waits for SIGTERM or SIGINT.
+pub(super) async fn stop_signal() {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         tracing::error!("signals can't be received; stop the process by SIGKILL");
         return std::future::pending().await;

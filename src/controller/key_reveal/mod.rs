@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     access::{self, Cluster},
-    api::{ApiKey, KeyReveal, KeyRevealStatus, KeyState, Requester, RevealMode, Time, creator},
+    api::{ApiKey, KeyReveal, KeyRevealStatus, KeyState, Requester, RevealMode, Time, creator_of_key},
     domain::{
         gates::{self, Situation},
         lifecycle::{Held, Observed, Schedule},
@@ -202,7 +202,7 @@ async fn judge(
             policy: &|name| index.policy(namespace, name),
         };
         let status = key.status.as_ref();
-        let known = status.and_then(|status| status.creator.clone()).or_else(|| creator(key));
+        let known = creator_of_key(key);
         gates::reveal(&situation, &key.spec, status, known.as_ref().map(|creator| creator.name.as_str()))
     };
     if let Some(denial) = verdict.denials.first() {
@@ -214,13 +214,7 @@ async fn judge(
         let answer = access::ask(&reviewer, who, &namespace, &demand.need).await;
         let answer = answer.map_err(|error| RequestError::new_local(error.to_string()))?;
         if !answer.met {
-            let missing: Vec<_> = answer.missing(&demand.need).iter().map(ToString::to_string).collect();
-            let message = format!(
-                "{} lacks {} to {}: ask for a Role that grants it in namespace {namespace}",
-                who.username,
-                missing.join(", "),
-                demand.purpose
-            );
+            let message = demand.lacking(&who.username, &namespace, &answer.missing(&demand.need));
             return Ok(Some(denied(demand.gate.reason(), message)));
         }
     }

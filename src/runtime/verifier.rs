@@ -1,0 +1,196 @@
+//! Wires the verifier together. Read it from top to bottom: that is the order in which things start.
+
+use std::{
+    fmt,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt};
+use kube::{Client, Config, runtime::watcher::Event};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{args::VerifierArgs, clock::Clock, health, operator::stop_signal, verifier_metrics};
+use crate::{
+    api::{ApiKey, PermissionCatalog},
+    certs::{Files, Resolver},
+    index::{
+        catalogs::Catalogs,
+        feed::{self, Pace},
+        keyring::Keyring,
+    },
+    verify::{
+        Options, Verifier,
+        freshness::{Freshness, WATCH},
+        journal::{Journal, Sampling},
+        last_used::LastUsed,
+        server,
+    },
+};
+
+/// How long requests are still answered after SIGTERM: until no proxy sends anything here any more.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the verifier could not start or go on.
+#[derive(Debug)]
+pub struct Fatal(String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it can't start: no API server, no address to listen on.
+pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
+    let clock = Clock::system();
+    let config = Config::infer()
+        .await
+        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))?;
+    let no_client = |error: kube::Error| Fatal(format!("no Kubernetes client: {error}"));
+    let shutdown = CancellationToken::new();
+
+    // What is known, and how old that is.
+    let keys = Arc::new(Keyring::default());
+    let freshness = Freshness::default();
+    let lists = Arc::new(AtomicU64::new(0));
+    let keys_client = freshness.keys().client(config.clone(), clock.clone()).map_err(no_client)?;
+    let catalogs_client = freshness.catalogs().client(config.clone(), clock.clone()).map_err(no_client)?;
+    let mut tasks = vec![
+        tokio::spawn(feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists))),
+        tokio::spawn(feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone())),
+    ];
+
+    let permission = Some(args.introspection_permission).filter(|permission| permission != "off");
+    let verifier = Arc::new(Verifier {
+        keys: Arc::clone(&keys),
+        freshness,
+        clock: clock.clone(),
+        options: Options {
+            sources: args.key_from,
+            default_permission: args.default_permission,
+            introspection_permission: permission,
+            max_staleness: Some(args.max_staleness).filter(|most| !most.is_zero()),
+        },
+        journal: Journal::new(Sampling {
+            allowed_one_in: args.log_allowed_one_in,
+            refused_per_second: args.log_refused_per_second,
+        }),
+    });
+
+    // What is told to the cluster, by a client of its own: its requests say nothing of how fresh the watch is.
+    let last_used = if args.last_used_interval.is_zero() {
+        None
+    } else {
+        let client = Client::try_from(config).map_err(no_client)?;
+        let told = LastUsed { keys, client, interval: args.last_used_interval, writes: Arc::default() };
+        let writes = Arc::clone(&told.writes);
+        tasks.push(tokio::spawn(told.run()));
+        Some(writes)
+    };
+
+    // The front ends.
+    let certificate = args.tls_dir.map(|directory| {
+        let clock = clock.clone();
+        let files = Files::new(directory, Arc::new(move || clock.now()));
+        let resolver = files.resolver();
+        tasks.push(tokio::spawn(files.run(shutdown.clone())));
+        resolver
+    });
+    let tls = certificate.as_ref().map(Resolver::server_config).transpose();
+    let tls = tls.map_err(|error| Fatal(format!("no TLS: {error}")))?.map(Arc::new);
+    let listener = std::net::TcpListener::bind(args.address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| Fatal(format!("--address {}: {error}", args.address)))?;
+    let handle = axum_server::Handle::new();
+    let checks = tokio::spawn(server::serve(Arc::clone(&verifier), listener, tls, handle.clone()));
+
+    // Health and metrics.
+    let metrics = verifier_metrics::registry(verifier_metrics::Sources {
+        verifier: Arc::clone(&verifier),
+        last_used,
+        lists,
+        certificate: certificate.clone(),
+    });
+    let health = TcpListener::bind(args.health_address)
+        .await
+        .map_err(|error| Fatal(format!("--health-address {}: {error}", args.health_address)))?;
+    let ready = readiness(verifier, certificate, shutdown.clone());
+    tasks.push(tokio::spawn(async move {
+        // It ends with the process.
+        let _ = axum::serve(health, health::router(ready, metrics)).await;
+    }));
+    tracing::info!(address = %args.address, health = %args.health_address, "started");
+
+    stop_signal().await;
+    tracing::info!("stopping");
+    // Not ready from here on, so that nothing new is sent here; what comes all the same is answered.
+    shutdown.cancel();
+    tokio::time::sleep(DRAIN).await;
+    handle.graceful_shutdown(Some(DRAIN));
+    let _ = tokio::time::timeout(DRAIN, checks).await;
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// ApiKeys into the keyring.
+async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
+    let mut events = std::pin::pin!(feed::watch_at::<ApiKey>(client, |_| {}, Pace::Brisk(WATCH)));
+    while let Some(event) = events.next().await {
+        keys.apply(&event);
+        freshness.keys().beat(clock.exact());
+        if matches!(event, Event::InitDone) {
+            lists.fetch_add(1, Ordering::Relaxed);
+            freshness.keys().synced();
+            let size = keys.size();
+            tracing::info!(keys = size.keys, digests = size.digests, bytes = size.bytes, "all ApiKeys are known");
+        }
+    }
+}
+
+/// PermissionCatalogs into the keyring.
+async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness) {
+    let mut catalogs = Catalogs::default();
+    let mut events = std::pin::pin!(feed::watch_at::<PermissionCatalog>(client, |_| {}, Pace::Brisk(WATCH)));
+    while let Some(event) = events.next().await {
+        if catalogs.apply(&event) {
+            keys.set_catalog(catalogs.merged());
+        }
+        if catalogs.is_synced() {
+            freshness.catalogs().synced();
+        }
+    }
+}
+
+/// Ready once everything was listed and there is a certificate, until shutdown. Not while the API server is away: it
+/// could not be told, and what is known is still good.
+fn readiness(
+    verifier: Arc<Verifier>,
+    certificate: Option<Arc<Resolver>>,
+    shutdown: CancellationToken,
+) -> health::Readiness {
+    Arc::new(move || {
+        let ready = if shutdown.is_cancelled() {
+            Err("stopping".to_owned())
+        } else if !verifier.is_synced() {
+            Err("waiting for the first list of ApiKeys and PermissionCatalogs".to_owned())
+        } else {
+            match certificate.as_ref().map(|resolver| resolver.status()) {
+                Some(status) if status.leaf_not_after.is_none() => {
+                    Err(format!("waiting for a certificate: {}", status.problem.unwrap_or_default()))
+                }
+                _ => Ok(()),
+            }
+        };
+        std::future::ready(ready).boxed()
+    })
+}

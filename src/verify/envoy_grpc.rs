@@ -1,0 +1,446 @@
+//! Envoy's external authorization, `envoy.service.auth.v3.Authorization`, over gRPC.
+//!
+//! What the route asks for comes from its `context_extensions`, which only Envoy's configuration can set. The messages
+//! are those parts of Envoy's that are read or written here, under Envoy's own numbers; what else there is in a request
+//! is skipped, not copied.
+
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+};
+
+use http::{HeaderMap, Request, Response};
+use hyper::body::{Body, Bytes};
+use tonic::{Status, server::UnaryService};
+use tonic_prost::ProstCodec;
+
+use super::{Verifier, answer, decision::Identity, journal::FrontEnd};
+use crate::domain::{
+    credential::{self, Credential, Source},
+    requirement::Requirement,
+    verification::Reason,
+};
+
+/// The path of the one method.
+pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+/// A request may be as large as the headers that Envoy lets through, and what Envoy says besides.
+const LARGEST: usize = 1 << 20;
+
+/// Answers one call.
+pub async fn call<B>(verifier: Arc<Verifier>, request: Request<B>) -> Response<tonic::body::Body>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+{
+    let codec = ProstCodec::<CheckResponse, CheckRequest>::default();
+    let mut grpc = tonic::server::Grpc::new(codec).apply_max_message_size_config(Some(LARGEST), None);
+    grpc.unary(Check(verifier), request).await
+}
+
+struct Check(Arc<Verifier>);
+
+impl UnaryService<CheckRequest> for Check {
+    type Response = CheckResponse;
+    type Future = Ready<Result<tonic::Response<CheckResponse>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<CheckRequest>) -> Self::Future {
+        ready(Ok(tonic::Response::new(check(&self.0, &request.into_inner()))))
+    }
+}
+
+/// Decides what a message asks.
+#[must_use]
+pub fn check(verifier: &Verifier, message: &CheckRequest) -> CheckResponse {
+    let nothing = (AttributeContext::default(), HttpRequest::default());
+    let attributes = message.attributes.as_ref().unwrap_or(&nothing.0);
+    let request = attributes.request.as_ref().and_then(|request| request.http.as_ref()).unwrap_or(&nothing.1);
+    let options = &verifier.options;
+    let extensions = attributes.context_extensions.iter();
+    let requirement = Requirement::of(
+        extensions.map(|pair| (pair.key.as_str().into(), pair.value.as_str().into())),
+        options.default_permission.as_deref(),
+    );
+    let query = request.path.split_once('?').map(|(_, query)| query);
+    let credential = credential::find(&options.sources, |name| request.values(name), query);
+    let traceparent = || request.values("traceparent").next();
+    match verifier.decide(FrontEnd::EnvoyGrpc, &credential, requirement, traceparent) {
+        Ok(identity) => CheckResponse {
+            status: Some(RpcStatus { code: 0 }),
+            response: Some(check_response::HttpResponse::Ok(allow(identity, &credential, request))),
+        },
+        Err(refusal) => {
+            let mut headers = HeaderMap::new();
+            answer::refusal_headers(&refusal, &mut headers);
+            let headers = headers.iter().map(|(name, value)| {
+                HeaderValueOption::set(name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+            });
+            CheckResponse {
+                status: Some(RpcStatus { code: code(refusal.reason) }),
+                response: Some(check_response::HttpResponse::Denied(DeniedHttpResponse {
+                    status: Some(HttpStatus { code: i32::from(refusal.reason.status()) }),
+                    headers: headers.collect(),
+                    body: answer::body(&refusal),
+                })),
+            }
+        }
+    }
+}
+
+fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest) -> OkHttpResponse {
+    let values = answer::identity(identity);
+    let names = answer::IDENTITY.into_iter();
+    let headers = names.zip(values).map(|(name, value)| HeaderValueOption::set(name, value)).collect();
+    let mut answer = OkHttpResponse { headers, ..OkHttpResponse::default() };
+    if let Credential::One(_, source) = credential {
+        match source {
+            Source::Query(name) => answer.query_parameters_to_remove.push(name.clone()),
+            Source::Authorization | Source::Header(_) => {
+                answer.headers_to_remove.extend(source.header().map(str::to_owned));
+            }
+        }
+    }
+    // To many upstreams X_Keywright_User is the same header: what a client sends by such a name never arrives.
+    let alike = |name: &&Bytes| name.contains(&b'_') && answer::IDENTITY.iter().any(|own| is_alike(name, own));
+    let names = request.headers.iter().map(|pair| &pair.key).filter(alike);
+    answer.headers_to_remove.extend(names.map(|name| String::from_utf8_lossy(name).into_owned()));
+    answer
+}
+
+fn is_alike(name: &[u8], own: &str) -> bool {
+    let folded = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == own.len() && name.iter().map(folded).eq(own.bytes())
+}
+
+/// The gRPC code of a refusal (`google.rpc.Code`).
+const fn code(reason: Reason) -> i32 {
+    match reason.status() {
+        400 => 3,
+        401 => 16,
+        403 => 7,
+        _ => 14,
+    }
+}
+
+/// `envoy.service.auth.v3.CheckRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckRequest {
+    /// What Envoy knows of the request.
+    #[prost(message, optional, tag = "1")]
+    pub attributes: Option<AttributeContext>,
+}
+
+/// `envoy.service.auth.v3.AttributeContext`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttributeContext {
+    /// The request.
+    #[prost(message, optional, tag = "4")]
+    pub request: Option<AttributeRequest>,
+    /// What the route's configuration says. A map, read as what it is on the wire.
+    #[prost(message, repeated, tag = "10")]
+    pub context_extensions: Vec<Extension>,
+}
+
+/// `envoy.service.auth.v3.AttributeContext.Request`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttributeRequest {
+    /// The HTTP request.
+    #[prost(message, optional, tag = "2")]
+    pub http: Option<HttpRequest>,
+}
+
+/// `envoy.service.auth.v3.AttributeContext.HttpRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HttpRequest {
+    /// The headers, those of one name joined by commas.
+    #[prost(message, repeated, tag = "3")]
+    pub headers: Vec<HeaderPair>,
+    /// The path with the query.
+    #[prost(string, tag = "4")]
+    pub path: String,
+    /// The headers, if Envoy is configured to send them as they are (`encode_raw_headers`).
+    #[prost(message, optional, tag = "13")]
+    pub header_map: Option<RawHeaders>,
+}
+
+impl HttpRequest {
+    /// The values of a header, named in lower case.
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let name: Bytes = Bytes::copy_from_slice(name.as_bytes());
+        let of_map = self.headers.iter().map(|pair| (&pair.key, &*pair.value));
+        let raw = self.header_map.iter().flat_map(|map| &map.headers).map(|header| {
+            let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
+            (&header.key, &**value)
+        });
+        of_map.chain(raw).filter(move |(key, _)| key.eq_ignore_ascii_case(&name)).map(|(_, value)| value)
+    }
+}
+
+/// An entry of a map of headers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HeaderPair {
+    /// The name.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    /// The value.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
+/// `envoy.config.core.v3.HeaderMap`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RawHeaders {
+    /// The headers, one each.
+    #[prost(message, repeated, tag = "1")]
+    pub headers: Vec<RawHeader>,
+}
+
+/// `envoy.config.core.v3.HeaderValue`, as it is read.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RawHeader {
+    /// The name.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    /// The value, where it is text.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+    /// The value as it is.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub raw_value: Bytes,
+}
+
+/// An entry of a map of texts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Extension {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// The value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// `envoy.service.auth.v3.CheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckResponse {
+    /// Whether the request may pass: only code 0 lets it.
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<RpcStatus>,
+    /// What is to be done with it.
+    #[prost(oneof = "check_response::HttpResponse", tags = "2, 3")]
+    pub response: Option<check_response::HttpResponse>,
+}
+
+/// The parts of a [`CheckResponse`].
+pub mod check_response {
+    /// What is to be done with a request.
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub enum HttpResponse {
+        /// It is refused.
+        #[prost(message, tag = "2")]
+        Denied(super::DeniedHttpResponse),
+        /// It passes.
+        #[prost(message, tag = "3")]
+        Ok(super::OkHttpResponse),
+    }
+}
+
+/// `google.rpc.Status`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcStatus {
+    /// `google.rpc.Code`.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+}
+
+/// `envoy.type.v3.HttpStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HttpStatus {
+    /// The status code.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+}
+
+/// `envoy.service.auth.v3.DeniedHttpResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeniedHttpResponse {
+    /// The status of the answer to the client.
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<HttpStatus>,
+    /// Its headers.
+    #[prost(message, repeated, tag = "2")]
+    pub headers: Vec<HeaderValueOption>,
+    /// Its body.
+    #[prost(string, tag = "3")]
+    pub body: String,
+}
+
+/// `envoy.service.auth.v3.OkHttpResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OkHttpResponse {
+    /// Headers for the upstream.
+    #[prost(message, repeated, tag = "2")]
+    pub headers: Vec<HeaderValueOption>,
+    /// Headers that the upstream must not see.
+    #[prost(string, repeated, tag = "5")]
+    pub headers_to_remove: Vec<String>,
+    /// Parameters of the query that the upstream must not see.
+    #[prost(string, repeated, tag = "8")]
+    pub query_parameters_to_remove: Vec<String>,
+}
+
+/// `envoy.config.core.v3.HeaderValueOption`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HeaderValueOption {
+    /// Name and value.
+    #[prost(message, optional, tag = "1")]
+    pub header: Option<HeaderValue>,
+    /// `HeaderAppendAction`: what becomes of one that is there.
+    #[prost(int32, tag = "3")]
+    pub append_action: i32,
+    /// Whether an empty value is set all the same.
+    #[prost(bool, tag = "4")]
+    pub keep_empty_value: bool,
+}
+
+/// `envoy.config.core.v3.HeaderValue`, as it is written.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HeaderValue {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// The value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+impl HeaderValueOption {
+    /// `OVERWRITE_IF_EXISTS_OR_ADD`.
+    const OVERWRITE: i32 = 2;
+
+    /// Sets a header, in place of what the client or another filter has set.
+    fn set(name: &str, value: String) -> Self {
+        Self {
+            header: Some(HeaderValue { key: name.to_owned(), value }),
+            append_action: Self::OVERWRITE,
+            keep_empty_value: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use jiff::Timestamp;
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        runtime::clock::Clock,
+        verify::{
+            Options,
+            decision::tests::keyring,
+            freshness::Freshness,
+            journal::{Journal, Sampling},
+        },
+    };
+
+    const VALUE: &str = "legacy-value-of-twenty-characters";
+
+    fn verifier() -> Verifier {
+        let freshness = Freshness::default();
+        freshness.keys().beat(Timestamp::from_second(1000).unwrap());
+        freshness.catalogs().beat(Timestamp::from_second(1000).unwrap());
+        freshness.keys().synced();
+        freshness.catalogs().synced();
+        Verifier {
+            keys: Arc::new(keyring(VALUE, |_| {})),
+            freshness,
+            clock: Clock::of(|| Timestamp::from_second(1000).unwrap()),
+            options: Options {
+                sources: ["authorization", "header:x-api-key", "query:api_key"].map(|s| s.parse().unwrap()).into(),
+                default_permission: None,
+                introspection_permission: None,
+                max_staleness: Some(Duration::from_mins(10)),
+            },
+            journal: Journal::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
+        }
+    }
+
+    fn request(headers: &[(&str, &str)], path: &str, extensions: &[(&str, &str)]) -> CheckRequest {
+        let pair = |(key, value): &(&str, &str)| HeaderPair {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        };
+        let http = HttpRequest { headers: headers.iter().map(pair).collect(), path: path.to_owned(), header_map: None };
+        let extension = |(key, value): &(&str, &str)| Extension { key: (*key).into(), value: (*value).into() };
+        CheckRequest {
+            attributes: Some(AttributeContext {
+                request: Some(AttributeRequest { http: Some(http) }),
+                context_extensions: extensions.iter().map(extension).collect(),
+            }),
+        }
+    }
+
+    fn allowed(request: &CheckRequest) -> Result<OkHttpResponse, i32> {
+        // By way of the wire, as Envoy would send and read it.
+        let request = CheckRequest::decode(request.encode_to_vec().as_slice()).unwrap();
+        let answer = check(&verifier(), &request);
+        match answer.response.unwrap() {
+            check_response::HttpResponse::Ok(ok) => {
+                assert_eq!(answer.status.unwrap().code, 0);
+                Ok(ok)
+            }
+            check_response::HttpResponse::Denied(denied) => {
+                assert_ne!(answer.status.unwrap().code, 0, "Envoy would let it pass");
+                assert!(!denied.body.contains(VALUE));
+                Err(denied.status.unwrap().code)
+            }
+        }
+    }
+
+    #[test]
+    fn the_key_is_taken_out_of_what_goes_upstream_and_look_alikes_too() {
+        let route = [("permission", "a:Read"), ("team", "shop")];
+        let bearer = format!("Bearer {VALUE}");
+        let ok = allowed(&request(&[("authorization", &bearer)], "/", &route)).unwrap();
+        assert_eq!(ok.headers_to_remove, ["authorization"]);
+        assert_eq!(ok.headers.len(), 5);
+        assert!(ok.headers.iter().all(|header| header.append_action == HeaderValueOption::OVERWRITE));
+        let forged =
+            [("x-api-key", VALUE), ("x_keywright_user", "root"), ("X-Keywright_Team", "bank"), ("x_other", "1")];
+        let ok = allowed(&request(&forged, "/", &route)).unwrap();
+        assert_eq!(ok.headers_to_remove, ["x-api-key", "x_keywright_user", "X-Keywright_Team"]);
+        let ok = allowed(&request(&[], &format!("/a?x=1&api_key={VALUE}"), &route)).unwrap();
+        assert_eq!((ok.headers_to_remove.len(), ok.query_parameters_to_remove), (0, vec!["api_key".to_owned()]));
+    }
+
+    #[test]
+    fn only_the_configuration_says_what_a_route_asks_for() {
+        let key = [("x-api-key", VALUE), ("permission", "none"), ("x-keywright-permission", "none")];
+        let path = "/envoy/permission=none?permission=none";
+        assert_eq!(allowed(&request(&key, path, &[])), Err(403));
+        assert_eq!(allowed(&request(&key, path, &[("permission", "c:Read")])), Err(403));
+        assert_eq!(allowed(&request(&key, path, &[("permission", "a:Read"), ("other", "1")])), Err(403));
+        assert_eq!(allowed(&request(&key, path, &[("permission", "a:Read"), ("permission", "none")])), Err(403));
+        assert!(allowed(&request(&key, path, &[("permission", "a:Read")])).is_ok());
+        assert_eq!(allowed(&CheckRequest::default()), Err(403));
+    }
+
+    #[test]
+    fn raw_headers_are_read_as_well() {
+        let mut raw = request(&[], "/", &[("permission", "none")]);
+        let http = raw.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        let header = |value: &'static str| RawHeader {
+            key: Bytes::from_static(b"x-api-key"),
+            value: Bytes::new(),
+            raw_value: Bytes::from_static(value.as_bytes()),
+        };
+        http.header_map = Some(RawHeaders { headers: vec![header(VALUE)] });
+        assert!(allowed(&raw).is_ok());
+        let http = raw.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        http.header_map = Some(RawHeaders { headers: vec![header(VALUE), header(VALUE)] });
+        assert_eq!(allowed(&raw), Err(400));
+    }
+}

@@ -1,0 +1,101 @@
+//! When keys were used: remembered in the keyring, and told to the cluster now and then, far from any request.
+//!
+//! One patch a key and interval, however often it is used and however many replicas see it: whoever comes first writes,
+//! and the others see that by their watch. What is behind is written at a bounded rate. A failed write is tried again
+//! at the next look, since what was used stays remembered.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::{api::ApiKey, index::keyring::Keyring};
+
+/// How many keys are written down in one second at most. At the usual hour between two writes of a key, that is enough
+/// for 180,000 keys in steady use.
+const PER_SECOND: usize = 50;
+
+/// How many of these requests are under way at once.
+const CONCURRENCY: usize = 4;
+
+/// Nobody waits for an answer for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of the writes.
+#[derive(Debug, Default)]
+pub struct Writes {
+    /// Written.
+    pub written: AtomicU64,
+    /// Not written: tried again.
+    pub failed: AtomicU64,
+}
+
+/// Tells the cluster.
+pub struct LastUsed {
+    /// Where the uses are.
+    pub keys: Arc<Keyring>,
+    /// With the right to patch the status of ApiKeys; admission lets it change this one field alone.
+    pub client: Client,
+    /// How old the last use may be that the cluster knows of.
+    pub interval: Duration,
+    /// Counts.
+    pub writes: Arc<Writes>,
+}
+
+impl LastUsed {
+    /// Looks once a second, until it is dropped.
+    pub async fn run(self) {
+        let mut looks = interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let seconds = u32::try_from(self.interval.as_secs()).unwrap_or(u32::MAX);
+        loop {
+            looks.tick().await;
+            let due = self.keys.used_since(seconds, PER_SECOND);
+            stream::iter(due)
+                .for_each_concurrent(CONCURRENCY, |(namespace, name, used)| self.write(namespace, name, used))
+                .await;
+        }
+    }
+
+    async fn write(&self, namespace: String, name: String, used: u32) {
+        // Another replica may have been faster since.
+        let Some(at) =
+            Timestamp::from_second(i64::from(used)).ok().filter(|_| self.keys.is_unreported(&namespace, &name, used))
+        else {
+            return;
+        };
+        let keys: Api<ApiKey> = Api::namespaced(self.client.clone(), &namespace);
+        let patch = Patch::Merge(json!({"status": {"lastUsedAt": at}}));
+        let params = PatchParams::default();
+        let counter = match timeout(PATIENCE, keys.patch_status(&name, &params, &patch)).await {
+            Ok(Ok(_)) => {
+                self.keys.reported(&namespace, &name, used);
+                &self.writes.written
+            }
+            // Gone, or somebody wrote a later time, which admission does not let us take back.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 422) => {
+                self.keys.reported(&namespace, &name, used);
+                return;
+            }
+            Ok(Err(error)) => {
+                let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
+                tracing::warn!(namespace, name, code, "lastUsedAt could not be written; trying again");
+                &self.writes.failed
+            }
+            Err(_) => &self.writes.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
