@@ -256,7 +256,8 @@ impl Gateway {
         let file = file.to_string_lossy().into_owned();
         let (program, arguments) = match kind {
             Kind::EnvoyGrpc | Kind::EnvoyHttp => {
-                let arguments = ["-c", &file, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"];
+                // To be restarted, Envoy ends with the thread that started it: that of a test.
+                let arguments = ["-c", &file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"];
                 (find("envoy", "envoy")?, arguments.map(str::to_owned).to_vec())
             }
             Kind::Nginx => {
