@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::gateways::{VERIFIER_HOST, example, with_tls};
 use crate::*;
@@ -45,6 +45,8 @@ async fn fail_open() {
 fn write_certificate(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     let mut params = CertificateParams::new([]).unwrap();
+    // Who has the name of its issuer looks as if it had signed itself.
+    params.distinguished_name.push(DnType::CommonName, "test-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
