@@ -31,6 +31,13 @@ async fn forged_identity_headers() {
             let sent = edge.get(gateway, "/alerts/x", &[(name, "forged")]).await;
             Edge::assert_refused(gateway, &sent, &[400, 401], name);
         }
+        // The same for what others than the verifier tell applications.
+        for name in ["X_Forwarded_For", "X.Forwarded.For", "X_Api_Key"] {
+            let sent = edge.get(gateway, "/public/x", &[(name, "forged")]).await;
+            for head in &sent.upstream {
+                assert!(!head.contains("forged"), "{:?}: {name}: {head}", gateway.kind);
+            }
+        }
         // Several at once, before and after the key.
         let headers = [(IDENTITY[4], "forged"), ("X-API-Key", reader().await), (IDENTITY[4], "forged too")];
         let sent = edge.get(gateway, "/alerts/x", &headers).await;

@@ -198,3 +198,30 @@ async fn a_deleted_key_is_refused() {
     team.keys.delete("deleted", &DeleteParams::background()).await.expect("it is deleted");
     edge.wait_until(&value, 401).await;
 }
+
+#[tokio::test]
+async fn a_key_in_the_query_passes_where_the_verifier_looks_there() {
+    super::edge().await;
+    let args = ["--key-from=query:api_key", "--key-from=header:X-API-Key"].map(str::to_owned).to_vec();
+    let edge = Edge::start(VerifierOptions { args, ..VerifierOptions::default() }).await.expect("an edge");
+    edge.verifier.wait_ready().await.expect("a verifier");
+    let value = reader().await;
+    for gateway in &edge.gateways {
+        let sent = edge.get(gateway, &format!("/alerts/1?a=%20b&api_key={value}&c=d"), &[]).await;
+        let head = Edge::assert_passed(gateway, &sent, "a key in the query");
+        assert_eq!(values(head, IDENTITY[1]), ["reader"], "{:?}: {head}", gateway.kind);
+        // The others can't, or have to be told: their examples say so.
+        if gateway.kind == Kind::EnvoyGrpc {
+            assert!(head.starts_with("GET /alerts/1?a=%20b&c=d HTTP/1.1\r\n"), "{head}");
+        }
+        for (query, headers, status) in [
+            (format!("api_key={value}&api_key={value}"), &[][..], 400),
+            (format!("api_key={value}"), &[("X-API-Key", value)], 400),
+            ("api_key=".to_owned(), &[], 401),
+            (format!("API_KEY={value}"), &[], 401),
+        ] {
+            let sent = edge.get(gateway, &format!("/alerts/1?{query}"), headers).await;
+            Edge::assert_refused(gateway, &sent, &[status], "a query");
+        }
+    }
+}

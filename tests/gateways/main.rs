@@ -65,7 +65,7 @@ impl Edge {
         let verifier = Verifier::start(plane, options).await?;
         let mut gateways = Vec::new();
         for kind in Kind::ALL {
-            gateways.push(Gateway::start(plane, kind, verifier.address(), upstream.address, None).await?);
+            gateways.push(Gateway::start(plane, kind, verifier.address(), upstream.address).await?);
         }
         Ok(Self { verifier, gateways, upstream })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::support::gateways::{VERIFIER_HOST, example, with_tls};
+use crate::support::gateways::{VERIFIER_HOST, example, replace};
 use crate::*;
 
 /// Nobody passes, with a key that works or without one, and the answer is not that of an application in trouble, except
@@ -69,10 +69,10 @@ async fn tls_to_the_verifier_is_checked() {
     let upstream = Upstream::start().unwrap();
     let (mut trusting, mut suspicious) = (Vec::new(), Vec::new());
     for kind in Kind::ALL {
-        assert_ne!(with_tls(&example(kind).unwrap()), example(kind).unwrap(), "{kind:?} shows TLS");
         for (folder, gateways) in [(&ours, &mut trusting), (&theirs, &mut suspicious)] {
             let ca = folder.join("ca.crt");
-            gateways.push(Gateway::start(plane, kind, verifier.address(), upstream.address, Some(&ca)).await.unwrap());
+            let gateway = Gateway::start_with_tls(plane, kind, verifier.address(), upstream.address, &ca);
+            gateways.push(gateway.await.unwrap());
         }
     }
     let edge = Edge { verifier, gateways: trusting, upstream };
@@ -83,4 +83,35 @@ async fn tls_to_the_verifier_is_checked() {
     }
     let edge = Edge { gateways: suspicious, ..edge };
     assert_closed(&edge, "a verifier with somebody else's certificate").await;
+}
+
+/// A route whose requirement somebody forgot.
+#[tokio::test]
+async fn a_route_without_a_requirement_is_closed() {
+    let edge = edge().await;
+    let plane = support::shared().await.plane;
+    let mut gateways = Vec::new();
+    for kind in Kind::ALL {
+        let mut text = example(kind).unwrap();
+        let (from, to) = match kind {
+            // A route of its own before the one that is there.
+            Kind::EnvoyGrpc | Kind::EnvoyHttp => {
+                let from = "                        - match: { prefix: /alerts/ }\n";
+                (from, format!("{from}                          route: {{ cluster: shop }}\n{from}"))
+            }
+            Kind::Nginx => ("set $keywright permission=alerts-map:Read;", String::new()),
+            Kind::Caddy => ("import keywright permission=alerts-map:Read", "import keywright \"\"".to_owned()),
+        };
+        replace(&mut text, from, &to).unwrap();
+        let gateway = Gateway::start_with(plane, kind, text, edge.verifier.address(), edge.upstream.address);
+        gateways.push(gateway.await.unwrap());
+    }
+    for gateway in &gateways {
+        for headers in [&[("X-API-Key", reader().await)][..], &[]] {
+            let sent = edge.get(gateway, "/alerts/permission=none", headers).await;
+            Edge::assert_refused(gateway, &sent, &[401, 403], "a forgotten requirement");
+        }
+        let sent = edge.get(gateway, "/account/x", &[("X-API-Key", reader().await)]).await;
+        Edge::assert_passed(gateway, &sent, "a route with a requirement");
+    }
 }

@@ -229,22 +229,35 @@ pub struct Gateway {
 
 impl Gateway {
     /// Runs a proxy with its example as it stands: only the addresses are other ones, and each that should be there has
-    /// to be. With `ca`, the example is changed as its first lines say for TLS, and the CA is this file.
-    pub async fn start(
+    /// to be.
+    pub async fn start(plane: &ControlPlane, kind: Kind, verifier: SocketAddr, upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(plane, kind, example(kind)?, verifier, upstream).await
+    }
+
+    /// The same, with the example changed as its first lines say for TLS, and the CA in the file `ca`.
+    pub async fn start_with_tls(
         plane: &ControlPlane,
         kind: Kind,
         verifier: SocketAddr,
         upstream: SocketAddr,
-        ca: Option<&Path>,
+        ca: &Path,
+    ) -> Result<Self> {
+        let mut text = with_tls(&example(kind)?);
+        replace(&mut text, CA_FILE, &ca.to_string_lossy())?;
+        Self::start_with(plane, kind, text, verifier, upstream).await
+    }
+
+    /// The same, with an example that a test has changed.
+    pub async fn start_with(
+        plane: &ControlPlane,
+        kind: Kind,
+        mut text: String,
+        verifier: SocketAddr,
+        upstream: SocketAddr,
     ) -> Result<Self> {
         let address = local(free_port()?);
         let folder = plane.folder().join(format!("gateway-{}", serial()));
         std::fs::create_dir_all(&folder)?;
-        let mut text = example(kind)?;
-        if let Some(ca) = ca {
-            text = with_tls(&text);
-            replace(&mut text, CA_FILE, &ca.to_string_lossy())?;
-        }
         let (ours, theirs) = kind.edge(address);
         replace(&mut text, &ours, &theirs)?;
         for (host, port, to) in [(VERIFIER_HOST, VERIFIER_PORT, verifier), (UPSTREAM_HOST, UPSTREAM_PORT, upstream)] {
@@ -316,12 +329,13 @@ pub fn example(kind: Kind) -> Result<String> {
 }
 
 /// What the examples say to do for TLS: sed -e '/# plain$/d' -e 's/#tls //'
-pub fn with_tls(text: &str) -> String {
+fn with_tls(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.ends_with("# plain"));
     lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
 }
 
-fn replace(text: &mut String, from: &str, to: &str) -> Result<()> {
+/// Replaces what has to be there.
+pub fn replace(text: &mut String, from: &str, to: &str) -> Result<()> {
     ensure!(text.contains(from), "the example does not say {from:?}");
     *text = text.replace(from, to);
     Ok(())
