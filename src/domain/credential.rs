@@ -84,7 +84,7 @@ impl fmt::Debug for Credential<'_> {
 /// query of the original request without the question mark.
 pub fn find<'a, H, V>(sources: &'a [Source], header: H, query: Option<&'a str>) -> Credential<'a>
 where
-    H: Fn(&str) -> V,
+    H: Fn(&'a str) -> V,
     V: Iterator<Item = &'a [u8]>,
 {
     let mut found: Option<(Cow<'a, [u8]>, &'a Source)> = None;
@@ -142,10 +142,7 @@ mod tests {
     /// The key that is found, and where; `Err` for several.
     fn look(headers: &[(&str, &str)], query: &str) -> Result<Option<(String, String)>, ()> {
         let sources = all();
-        let header = |name: &str| {
-            let name = name.to_owned();
-            headers.iter().filter(move |(n, _)| *n == name).map(|(_, value)| value.as_bytes())
-        };
+        let header = |name| headers.iter().filter(move |(n, _)| *n == name).map(|(_, value)| value.as_bytes());
         match find(&sources, header, Some(query)) {
             Credential::None => Ok(None),
             Credential::One(value, source) => {

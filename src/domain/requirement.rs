@@ -11,10 +11,10 @@ pub const NONE: &str = "none";
 /// What a route asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement<'a> {
-    /// The permissions that the key must have, all of them; empty if any working key may pass.
-    permissions: Vec<Cow<'a, str>>,
-    /// The namespaces whose keys may pass; empty for every one.
-    teams: Vec<Cow<'a, str>>,
+    /// The permissions that the key must have, all of them, between commas; none if any working key may pass.
+    permissions: Option<Cow<'a, str>>,
+    /// The namespaces whose keys may pass, between commas; none for every one.
+    teams: Option<Cow<'a, str>>,
 }
 
 /// What is wrong with a route's configuration, and how to mend it.
@@ -65,18 +65,16 @@ impl<'a> Requirement<'a> {
             }
             *place = Some(list(value, name)?);
         }
-        let mut permissions = match (permissions, default) {
+        let permissions = match (permissions, default) {
             (Some(permissions), _) => permissions,
             (None, Some(default)) => list(Cow::Borrowed(default), "permission")?,
             (None, None) => return Err(Misconfigured::NoPermission),
         };
-        if permissions.iter().any(|name| name == NONE) {
-            if permissions.len() > 1 {
-                return Err(Misconfigured::NoneAndMore);
-            }
-            permissions.clear();
+        let none = parts(&permissions).any(|name| name == NONE);
+        if none && permissions.contains(',') {
+            return Err(Misconfigured::NoneAndMore);
         }
-        Ok(Self { permissions, teams: teams.unwrap_or_default() })
+        Ok(Self { permissions: (!none).then_some(permissions), teams })
     }
 
     /// Reads one segment of a path.
@@ -89,23 +87,24 @@ impl<'a> Requirement<'a> {
 
     /// The permissions that the key must have, all of them.
     pub fn permissions(&self) -> impl Iterator<Item = &str> {
-        self.permissions.iter().map(|name| &**name)
+        self.permissions.iter().flat_map(|names| parts(names))
     }
 
     /// Whether keys of a namespace may pass.
     #[must_use]
     pub fn accepts(&self, team: &str) -> bool {
-        self.teams.is_empty() || self.teams.iter().any(|accepted| accepted == team)
+        self.teams.as_ref().is_none_or(|teams| parts(teams).any(|accepted| accepted == team))
     }
 }
 
-/// Splits at commas without copying what was not copied before.
-fn list<'a>(value: Cow<'a, str>, name: &'static str) -> Result<Vec<Cow<'a, str>>, Misconfigured> {
-    let parts: Vec<Cow<'a, str>> = match value {
-        Cow::Borrowed(text) => text.split(',').map(|part| Cow::Borrowed(part.trim())).collect(),
-        Cow::Owned(text) => text.split(',').map(|part| Cow::Owned(part.trim().to_owned())).collect(),
-    };
-    if parts.iter().any(|part| part.is_empty()) { Err(Misconfigured::Empty(name)) } else { Ok(parts) }
+/// The parts between commas. A list is read each time it is asked, so that no request has to keep one.
+fn parts(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim)
+}
+
+/// A list in which every part names something.
+fn list<'a>(value: Cow<'a, str>, name: &'static str) -> Result<Cow<'a, str>, Misconfigured> {
+    if parts(&value).any(str::is_empty) { Err(Misconfigured::Empty(name)) } else { Ok(value) }
 }
 
 #[cfg(test)]

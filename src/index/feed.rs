@@ -1,7 +1,7 @@
 //! Turns watches into events for the index: backed off, guarded against objects that can't be read, and stripped of
 //! what nobody here needs.
 
-use std::{fmt::Debug, time::Duration};
+use std::{fmt::Debug, future::ready, time::Duration};
 
 use futures::{Stream, StreamExt};
 use kube::{
@@ -61,7 +61,15 @@ pub fn watch_at<K>(client: Client, compact: fn(&mut K), pace: Pace) -> impl Stre
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    raw::<DeserializeGuard<K>>(client, pace).filter_map(move |event| ready(unguard(event, compact)))
+}
+
+/// Watches every object of a kind, as it comes.
+pub fn raw<K>(client: Client, pace: Pace) -> impl Stream<Item = Event<K>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let api: Api<K> = Api::all(client);
     let config = match pace {
         Pace::Calm => watcher::Config::default(),
         Pace::Brisk(length) => watcher::Config::default().timeout(u32::try_from(length.as_secs()).unwrap_or(30)),
@@ -71,9 +79,9 @@ where
         Pace::Calm => stream.default_backoff().left_stream(),
         Pace::Brisk(_) => stream.backoff(Short::default()).right_stream(),
     };
-    stream.filter_map(move |event| async move {
+    stream.filter_map(|event| async move {
         match event {
-            Ok(event) => unguard(event, compact),
+            Ok(event) => Some(event),
             Err(error) => {
                 // The text of a watch error could quote an object; its class can't.
                 let class = match &error {

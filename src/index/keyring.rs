@@ -317,11 +317,14 @@ impl Keyring {
             }
             Event::Delete(key) => {
                 let (namespace, name) = names(key);
-                if let Some(slot) = state.slot_of(&self.hasher, namespace, name) {
-                    state.remove(&self.hasher, slot);
-                }
+                state.forget(&self.hasher, namespace, name);
             }
         }
+    }
+
+    /// Forgets a key.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.write().forget(&self.hasher, namespace, name);
     }
 
     /// Takes in another catalogue: what each set of grants comes to.
@@ -556,6 +559,12 @@ impl State {
 
     fn has_digest(&self, hash: u64, digest: &Digest) -> bool {
         self.by_digest.find(hash, |place| self.digest(*place) == Some(digest)).is_some()
+    }
+
+    fn forget(&mut self, hasher: &RandomState, namespace: &str, name: &str) {
+        if let Some(slot) = self.slot_of(hasher, namespace, name) {
+            self.remove(hasher, slot);
+        }
     }
 
     fn remove(&mut self, hasher: &RandomState, slot: u32) {

@@ -7,6 +7,7 @@
 pub mod catalogs;
 pub mod feed;
 pub mod keyring;
+pub mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::VerifierArgs, clock::Clock, health, operator::stop_signal, verifier_metrics};
 use crate::{
-    api::{ApiKey, PermissionCatalog},
+    api::PermissionCatalog,
     certs::{Files, Resolver},
     index::{
         catalogs::Catalogs,
         feed::{self, Pace},
         keyring::Keyring,
+        wire::{self, WireKey},
     },
     verify::{
         Options, Verifier,
@@ -144,11 +145,12 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
 
 /// ApiKeys into the keyring.
 async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
-    let mut events = std::pin::pin!(feed::watch_at::<ApiKey>(client, |_| {}, Pace::Brisk(WATCH)));
+    let mut events = std::pin::pin!(feed::raw::<WireKey>(client, Pace::Brisk(WATCH)));
     while let Some(event) = events.next().await {
-        keys.apply(&event);
+        let listed = matches!(event, Event::InitDone);
+        wire::apply(&keys, event);
         freshness.keys().beat(clock.exact());
-        if matches!(event, Event::InitDone) {
+        if listed {
             lists.fetch_add(1, Ordering::Relaxed);
             freshness.keys().synced();
             let size = keys.size();

@@ -1,6 +1,6 @@
 //! What a proxy is told, and through it the client.
 
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -20,13 +20,13 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 
 /// The values of the identity headers, in their order.
 #[must_use]
-pub fn identity(identity: Identity) -> [String; 5] {
+pub fn identity(identity: Identity) -> [Cow<'static, str>; 5] {
     let Identity { id, name, team, user, key_type } = identity;
-    let user = match std::borrow::Cow::from(utf8_percent_encode(&user, ESCAPED)) {
-        std::borrow::Cow::Borrowed(_) => user,
-        std::borrow::Cow::Owned(escaped) => escaped,
+    let user = match Cow::from(utf8_percent_encode(&user, ESCAPED)) {
+        Cow::Borrowed(_) => user,
+        Cow::Owned(escaped) => escaped,
     };
-    [id, name, type_name(key_type).to_owned(), team, user]
+    [id.into(), name.into(), type_name(key_type).into(), team.into(), user.into()]
 }
 
 /// The name of a type, as the spec has it.
@@ -46,7 +46,11 @@ pub fn allow(who: Identity) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.reserve(IDENTITY.len() + 1);
     for (name, value) in IDENTITY.into_iter().zip(identity(who)) {
-        headers.insert(HeaderName::from_static(name), header_value(value));
+        let value = match value {
+            Cow::Borrowed(value) => HeaderValue::from_static(value),
+            Cow::Owned(value) => header_value(value),
+        };
+        headers.insert(HeaderName::from_static(name), value);
     }
     response
 }

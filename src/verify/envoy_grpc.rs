@@ -5,6 +5,7 @@
 //! is skipped, not copied.
 
 use std::{
+    borrow::Cow,
     future::{Ready, ready},
     sync::Arc,
 };
@@ -72,9 +73,10 @@ pub fn check(verifier: &Verifier, message: &CheckRequest) -> CheckResponse {
         Err(refusal) => {
             let mut headers = HeaderMap::new();
             answer::refusal_headers(&refusal, &mut headers);
-            let headers = headers.iter().map(|(name, value)| {
-                HeaderValueOption::set(name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-            });
+            let copied = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+            let headers = headers
+                .iter()
+                .map(|(name, value)| HeaderValueOption::set(copied(name.as_ref()), copied(value.as_bytes())));
             CheckResponse {
                 status: Some(RpcStatus { code: code(refusal.reason) }),
                 response: Some(check_response::HttpResponse::Denied(DeniedHttpResponse {
@@ -90,20 +92,26 @@ pub fn check(verifier: &Verifier, message: &CheckRequest) -> CheckResponse {
 fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest) -> OkHttpResponse {
     let values = answer::identity(identity);
     let names = answer::IDENTITY.into_iter();
-    let headers = names.zip(values).map(|(name, value)| HeaderValueOption::set(name, value)).collect();
-    let mut answer = OkHttpResponse { headers, ..OkHttpResponse::default() };
+    let headers = names.zip(values).map(|(name, value)| {
+        let value = match value {
+            Cow::Borrowed(value) => Bytes::from_static(value.as_bytes()),
+            Cow::Owned(value) => Bytes::from(value),
+        };
+        HeaderValueOption::set(Bytes::from_static(name.as_bytes()), value)
+    });
+    let mut answer = OkHttpResponse { headers: headers.collect(), ..OkHttpResponse::default() };
     if let Credential::One(_, source) = credential {
         match source {
             Source::Query(name) => answer.query_parameters_to_remove.push(name.clone()),
             Source::Authorization | Source::Header(_) => {
-                answer.headers_to_remove.extend(source.header().map(str::to_owned));
+                let name = source.header().map(|name| Bytes::copy_from_slice(name.as_bytes()));
+                answer.headers_to_remove.extend(name);
             }
         }
     }
     // To many upstreams X_Keywright_User is the same header: what a client sends by such a name never arrives.
     let alike = |name: &&Bytes| name.contains(&b'_') && answer::IDENTITY.iter().any(|own| is_alike(name, own));
-    let names = request.headers.iter().map(|pair| &pair.key).filter(alike);
-    answer.headers_to_remove.extend(names.map(|name| String::from_utf8_lossy(name).into_owned()));
+    answer.headers_to_remove.extend(request.headers.iter().map(|pair| &pair.key).filter(alike).cloned());
     answer
 }
 
@@ -165,14 +173,14 @@ pub struct HttpRequest {
 
 impl HttpRequest {
     /// The values of a header, named in lower case.
-    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let name: Bytes = Bytes::copy_from_slice(name.as_bytes());
+    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let of_map = self.headers.iter().map(|pair| (&pair.key, &*pair.value));
         let raw = self.header_map.iter().flat_map(|map| &map.headers).map(|header| {
             let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
             (&header.key, &**value)
         });
-        of_map.chain(raw).filter(move |(key, _)| key.eq_ignore_ascii_case(&name)).map(|(_, value)| value)
+        let is = move |key: &[u8]| key.eq_ignore_ascii_case(name.as_bytes());
+        of_map.chain(raw).filter(move |(key, _)| is(key)).map(|(_, value)| value)
     }
 }
 
@@ -282,8 +290,8 @@ pub struct OkHttpResponse {
     #[prost(message, repeated, tag = "2")]
     pub headers: Vec<HeaderValueOption>,
     /// Headers that the upstream must not see.
-    #[prost(string, repeated, tag = "5")]
-    pub headers_to_remove: Vec<String>,
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub headers_to_remove: Vec<Bytes>,
     /// Parameters of the query that the upstream must not see.
     #[prost(string, repeated, tag = "8")]
     pub query_parameters_to_remove: Vec<String>,
@@ -303,15 +311,15 @@ pub struct HeaderValueOption {
     pub keep_empty_value: bool,
 }
 
-/// `envoy.config.core.v3.HeaderValue`, as it is written.
+/// `envoy.config.core.v3.HeaderValue`, as it is written: text, which on the wire is the same as bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HeaderValue {
     /// The name.
-    #[prost(string, tag = "1")]
-    pub key: String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
     /// The value.
-    #[prost(string, tag = "2")]
-    pub value: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
 }
 
 impl HeaderValueOption {
@@ -319,12 +327,9 @@ impl HeaderValueOption {
     const OVERWRITE: i32 = 2;
 
     /// Sets a header, in place of what the client or another filter has set.
-    fn set(name: &str, value: String) -> Self {
-        Self {
-            header: Some(HeaderValue { key: name.to_owned(), value }),
-            append_action: Self::OVERWRITE,
-            keep_empty_value: true,
-        }
+    #[must_use]
+    pub fn set(name: Bytes, value: Bytes) -> Self {
+        Self { header: Some(HeaderValue { key: name, value }), append_action: Self::OVERWRITE, keep_empty_value: true }
     }
 }
 

@@ -22,7 +22,7 @@ pub fn check(verifier: &Verifier, front_end: FrontEnd, head: &Parts, segment: &s
     let options = &verifier.options;
     let requirement = Requirement::of_segment(segment, options.default_permission.as_deref());
     let query = if verifier.reads_queries() { original_query(front_end, head) } else { None };
-    let header = |name: &str| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let header = |name| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let credential = credential::find(&options.sources, header, query);
     let traceparent = || head.headers.get("traceparent").map(HeaderValue::as_bytes);
     match verifier.decide(front_end, &credential, requirement, traceparent) {

@@ -53,7 +53,7 @@ pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<B
     };
     // Only the header: the body is where the other key is.
     let own = [Source::Authorization];
-    let header = |name: &str| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let header = |name| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let credential = credential::find(&own, header, None);
     let requirement = Requirement::of([("permission".into(), permission.as_str().into())], None);
     let traceparent = || head.headers.get("traceparent").map(HeaderValue::as_bytes);

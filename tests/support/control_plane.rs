@@ -26,6 +26,7 @@ use super::{PATIENCE, free_port, retry, serial, target};
 pub struct ControlPlane {
     folder: PathBuf,
     url: String,
+    etcd: String,
     ca: String,
     tools: Tools,
     controller_manager: Mutex<Child>,
@@ -108,6 +109,7 @@ impl ControlPlane {
         let plane = Self {
             folder: folder.to_owned(),
             url,
+            etcd,
             ca,
             tools,
             controller_manager: Mutex::new(controller_manager),
@@ -162,6 +164,11 @@ impl ControlPlane {
     /// Where the apiserver listens, `https://127.0.0.1:...`.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where etcd listens, `http://127.0.0.1:...`: for tests that need more objects than an apiserver writes in time.
+    pub fn etcd(&self) -> &str {
+        &self.etcd
     }
 
     /// The PEM of the certificate authority that the apiserver's certificate is from.

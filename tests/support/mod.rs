@@ -127,7 +127,7 @@ fn serial() -> u32 {
 
 /// A port that is free on all addresses. It is below those that the kernel gives to outgoing connections, so that it
 /// stays free while an operator restarts.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     for _ in 0..100 {
         let port = 10_000 + u16::try_from(RandomState::new().hash_one(()) % 22_000)?;
         if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
