@@ -1,4 +1,4 @@
-//! The examples in `examples/gateways` with the proxies themselves: Envoy over gRPC and over HTTP, nginx and Caddy in front
+//! The examples in `examples/gateways` with the proxies themselves: Envoy over gRPC and over HTTP, nginx, Caddy and Traefik in front
 //! of the real verifier, with keys that the real operator minted. [`keys`] has what a key can and can't do, [`attacks`] what
 //! clients try, [`outages`] what happens without the verifier.
 

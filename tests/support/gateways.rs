@@ -187,18 +187,20 @@ pub enum Kind {
     EnvoyHttp,
     Nginx,
     Caddy,
+    Traefik,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::EnvoyGrpc, Self::EnvoyHttp, Self::Nginx, Self::Caddy];
+    pub const ALL: [Self; 5] = [Self::EnvoyGrpc, Self::EnvoyHttp, Self::Nginx, Self::Caddy, Self::Traefik];
 
-    /// The file below `examples/gateways`.
-    pub fn example(self) -> &'static str {
+    /// The files below `examples/gateways`; the first is what the proxy is started with.
+    fn files(self) -> &'static [&'static str] {
         match self {
-            Self::EnvoyGrpc => "envoy/grpc.yaml",
-            Self::EnvoyHttp => "envoy/http.yaml",
-            Self::Nginx => "nginx/keywright.conf",
-            Self::Caddy => "caddy/Caddyfile",
+            Self::EnvoyGrpc => &["envoy/grpc.yaml"],
+            Self::EnvoyHttp => &["envoy/http.yaml"],
+            Self::Nginx => &["nginx/keywright.conf"],
+            Self::Caddy => &["caddy/Caddyfile"],
+            Self::Traefik => &["traefik/traefik.yaml", "traefik/dynamic.yaml"],
         }
     }
 
@@ -206,7 +208,7 @@ impl Kind {
     fn place(self, host: &str, port: u16) -> String {
         match self {
             Self::EnvoyGrpc | Self::EnvoyHttp => format!("address: {host}, port_value: {port} "),
-            Self::Nginx | Self::Caddy => format!("{host}:{port}"),
+            Self::Nginx | Self::Caddy | Self::Traefik => format!("{host}:{port}"),
         }
     }
 
@@ -215,6 +217,7 @@ impl Kind {
         let everywhere = Ipv4Addr::UNSPECIFIED.to_string();
         match self {
             Self::Caddy => (format!("http://:{EDGE_PORT} "), format!("http://:{} ", address.port())),
+            Self::Traefik => (format!("address: \":{EDGE_PORT}\""), format!("address: \"{address}\"")),
             _ => (self.place(&everywhere, EDGE_PORT), self.place(&address.ip().to_string(), address.port())),
         }
     }
@@ -231,7 +234,7 @@ impl Gateway {
     /// Runs a proxy with its example as it stands: only the addresses are other ones, and each that should be there has
     /// to be.
     pub async fn start(plane: &ControlPlane, kind: Kind, verifier: SocketAddr, upstream: SocketAddr) -> Result<Self> {
-        Self::start_with(plane, kind, example(kind)?, verifier, upstream).await
+        Self::start_with(plane, kind, Example::of(kind)?, verifier, upstream).await
     }
 
     /// The same, with the example changed as its first lines say for TLS, and the CA in the file `ca`.
@@ -242,16 +245,19 @@ impl Gateway {
         upstream: SocketAddr,
         ca: &Path,
     ) -> Result<Self> {
-        let mut text = with_tls(&example(kind)?);
-        replace(&mut text, CA_FILE, &ca.to_string_lossy())?;
-        Self::start_with(plane, kind, text, verifier, upstream).await
+        let mut example = Example::of(kind)?;
+        for (_, text) in &mut example.0 {
+            *text = with_tls(text);
+        }
+        example.replace(CA_FILE, &ca.to_string_lossy())?;
+        Self::start_with(plane, kind, example, verifier, upstream).await
     }
 
     /// The same, with an example that a test has changed.
     pub async fn start_with(
         plane: &ControlPlane,
         kind: Kind,
-        mut text: String,
+        mut example: Example,
         verifier: SocketAddr,
         upstream: SocketAddr,
     ) -> Result<Self> {
@@ -259,14 +265,15 @@ impl Gateway {
         let folder = plane.folder().join(format!("gateway-{}", serial()));
         std::fs::create_dir_all(&folder)?;
         let (ours, theirs) = kind.edge(address);
-        replace(&mut text, &ours, &theirs)?;
+        example.replace(&ours, &theirs)?;
         for (host, port, to) in [(VERIFIER_HOST, VERIFIER_PORT, verifier), (UPSTREAM_HOST, UPSTREAM_PORT, upstream)] {
-            replace(&mut text, &kind.place(host, port), &kind.place(&to.ip().to_string(), to.port()))?;
+            example.replace(&kind.place(host, port), &kind.place(&to.ip().to_string(), to.port()))?;
         }
 
-        let file = folder.join(Path::new(kind.example()).file_name().context("a file")?);
-        std::fs::write(&file, text)?;
-        let file = file.to_string_lossy().into_owned();
+        for (name, text) in &example.0 {
+            std::fs::write(folder.join(name), text)?;
+        }
+        let file = folder.join(example.0[0].0).to_string_lossy().into_owned();
         let (program, arguments) = match kind {
             Kind::EnvoyGrpc | Kind::EnvoyHttp => {
                 // To be restarted, Envoy ends with the thread that started it: that of a test.
@@ -289,12 +296,21 @@ impl Gateway {
                 let arguments = ["run", "--adapter", "caddyfile", "--config", &file];
                 (find("caddy", "caddy")?, arguments.map(str::to_owned).to_vec())
             }
+            Kind::Traefik => (find("traefik", "traefik")?, vec![format!("--configFile={file}")]),
         };
         // Caddy opens a port for its administrator, and keeps files in its home.
         let admin = PathBuf::from(format!("unix/{}", folder.join("admin.sock").display()));
         let environment = [("HOME", folder.as_path()), ("CADDY_ADMIN", admin.as_path())];
         let process = Process::start(plane, &program, &folder, &arguments, &environment)?;
         process.wait_for(address).await.with_context(|| format!("{kind:?}"))?;
+        // Traefik listens before it knows its routes.
+        let request = b"GET /public/ready HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n";
+        let ready = retry("it is ready", PATIENCE, async || {
+            let answer = send(address, request).await?;
+            ensure!(answer.status == 200, "{}", answer.head);
+            Ok(())
+        });
+        ready.await.with_context(|| format!("{kind:?}: {}", tail(&process.log)))?;
         Ok(Self { kind, address, process })
     }
 
@@ -322,23 +338,34 @@ impl Gateway {
     }
 }
 
-/// The text of an example.
-pub fn example(kind: Kind) -> Result<String> {
-    let path = repository().join("examples/gateways").join(kind.example());
-    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+/// The files of an example, by name.
+pub struct Example(Vec<(&'static str, String)>);
+
+impl Example {
+    /// Reads the example of a proxy.
+    pub fn of(kind: Kind) -> Result<Self> {
+        let read = |file: &&'static str| {
+            let path = repository().join("examples/gateways").join(file);
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            anyhow::Ok((file.rsplit('/').next().unwrap_or(file), text))
+        };
+        Ok(Self(kind.files().iter().map(read).collect::<Result<_>>()?))
+    }
+
+    /// Replaces what has to be there.
+    pub fn replace(&mut self, from: &str, to: &str) -> Result<()> {
+        ensure!(self.0.iter().any(|(_, text)| text.contains(from)), "the example does not say {from:?}");
+        for (_, text) in &mut self.0 {
+            *text = text.replace(from, to);
+        }
+        Ok(())
+    }
 }
 
 /// What the examples say to do for TLS: sed -e '/# plain$/d' -e 's/#tls //'
 fn with_tls(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.ends_with("# plain"));
     lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
-}
-
-/// Replaces what has to be there.
-pub fn replace(text: &mut String, from: &str, to: &str) -> Result<()> {
-    ensure!(text.contains(from), "the example does not say {from:?}");
-    *text = text.replace(from, to);
-    Ok(())
 }
 
 fn local(port: u16) -> SocketAddr {
