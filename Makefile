@@ -1,4 +1,5 @@
-# What is needed: Rust (rustup takes the version of rust-toolchain.toml), Go 1.26 or later, a C compiler, bash.
+# What is needed: Rust (rustup takes the version of rust-toolchain.toml), Go 1.26 or later, a C compiler, bash. The tests
+# of the proxies need Python with pip (for Envoy), and nginx or Debian's apt-get.
 # Everything else is built from source into target/tools, once.
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ build: ## Build the operator and the command line
 	cargo build --locked
 
 .PHONY: tools
-tools: ## Build the real Kubernetes, etcd and helm that the tests use
+tools: ## Build the real Kubernetes, etcd, helm and proxies that the tests use
 	tests/tools/build
 
 # The demonstration and `up` need no second Kubernetes version.

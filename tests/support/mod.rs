@@ -4,6 +4,7 @@
 //! - [`operator`]: the chart as users install it, and the operator as its Deployment would run it
 //! - [`proxy`]: a place between an operator and the apiserver where requests are counted, and go wrong on demand
 //! - [`keys`]: what an administrator sees of keys, from the first to the last version
+//! - [`gateways`]: real proxies as the examples configure them, the verifier, and an application behind them
 //! - [`guardian`]: ends all of it, also after a test that was killed
 
 // Every test binary compiles this module for itself and uses its own part of it.
@@ -14,6 +15,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod control_plane;
+pub mod gateways;
 pub mod guardian;
 pub mod keys;
 pub mod operator;

@@ -282,7 +282,7 @@ fn value(variable: &EnvVar, replica: u8) -> Result<String> {
 }
 
 /// The operator's binary: Cargo tells tests where it is, and puts it beside the folder of the examples.
-fn binary() -> Result<PathBuf> {
+pub(super) fn binary() -> Result<PathBuf> {
     if let Some(path) = option_env!("CARGO_BIN_EXE_keywright") {
         return Ok(Path::new(path).to_owned());
     }

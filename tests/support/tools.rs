@@ -1,4 +1,4 @@
-//! Where the real binaries are: `tests/tools/build` makes them, or `KUBEBUILDER_ASSETS` brings them.
+//! Where the real binaries are: `tests/tools/build` makes or gets them, or `KUBEBUILDER_ASSETS` brings them.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,7 +32,8 @@ impl Tools {
 
 const NEWEST: &str = "kubernetes-1.37";
 
-fn find(set: &str, program: &str) -> Result<PathBuf> {
+/// Finds a program of a set, and builds the set if it is missing.
+pub(super) fn find(set: &str, program: &str) -> Result<PathBuf> {
     // As tests/tools/build has it: ready binaries stand for the default version, never for another one.
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS")
         && (set == NEWEST || set == "etcd")

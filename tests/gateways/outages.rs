@@ -1,0 +1,120 @@
+//! What happens without the verifier: whatever goes wrong, nobody passes.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+
+use crate::support::gateways::{Example, VERIFIER_HOST};
+use crate::*;
+
+/// Nobody passes, with a key that works or without one. What is public stays open.
+async fn assert_closed(edge: &Edge, what: &str) {
+    for gateway in &edge.gateways {
+        // Traefik has one answer to whatever goes wrong with its question.
+        let statuses: &[u16] = if gateway.kind == Kind::Traefik { &[500, 503] } else { &[503] };
+        for headers in [&[("X-API-Key", reader().await)][..], &[]] {
+            for path in ["/alerts/1", "/ingest/1", "/account/1"] {
+                let sent = edge.get(gateway, path, headers).await;
+                Edge::assert_refused(gateway, &sent, statuses, what);
+            }
+        }
+        let sent = edge.get(gateway, "/public/1", &[]).await;
+        Edge::assert_passed(gateway, &sent, "what is public");
+    }
+}
+
+#[tokio::test]
+async fn fail_open() {
+    super::edge().await;
+    reader().await;
+    // A verifier that never reached the apiserver knows no keys.
+    let nowhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let server = Some(format!("http://{}", nowhere.local_addr().unwrap()));
+    let unready = Edge::start(VerifierOptions { server, ..VerifierOptions::default() }).await.unwrap();
+    assert_closed(&unready, "not synced").await;
+    drop(unready);
+
+    let edge = Edge::start(VerifierOptions::default()).await.unwrap();
+    edge.verifier.wait_ready().await.unwrap();
+    edge.wait_until_accepted(reader().await).await;
+    edge.verifier.kill();
+    assert_closed(&edge, "killed").await;
+}
+
+/// Writes `tls.crt` and `tls.key` for the verifier, and `ca.crt`, into a folder.
+fn write_certificate(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut params = CertificateParams::new([]).unwrap();
+    // Who has the name of its issuer looks as if it had signed itself.
+    params.distinguished_name.push(DnType::CommonName, "test-ca");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    // Traefik can't be told another name than that in the address, which is another one here.
+    let params = CertificateParams::new([VERIFIER_HOST.to_owned(), Ipv4Addr::LOCALHOST.to_string()]).unwrap();
+    std::fs::write(folder.join("ca.crt"), ca.pem()).unwrap();
+    std::fs::write(folder.join("tls.crt"), params.signed_by(&key, &ca).unwrap().pem()).unwrap();
+    std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
+}
+
+#[tokio::test]
+async fn tls_to_the_verifier_is_checked() {
+    super::edge().await;
+    let plane = support::shared().await.plane;
+    let (ours, theirs) = (plane.folder().join("verifier-tls"), plane.folder().join("another-tls"));
+    write_certificate(&ours);
+    write_certificate(&theirs);
+    let verifier = Verifier::start(plane, VerifierOptions { tls: Some(ours.clone()), ..VerifierOptions::default() });
+    let verifier = verifier.await.unwrap();
+    verifier.wait_ready().await.unwrap();
+    let upstream = Upstream::start().unwrap();
+    let (mut trusting, mut suspicious) = (Vec::new(), Vec::new());
+    for kind in Kind::ALL {
+        for (folder, gateways) in [(&ours, &mut trusting), (&theirs, &mut suspicious)] {
+            let ca = folder.join("ca.crt");
+            let gateway = Gateway::start_with_tls(plane, kind, verifier.address(), upstream.address, &ca);
+            gateways.push(gateway.await.unwrap());
+        }
+    }
+    let edge = Edge { verifier, gateways: trusting, upstream };
+    edge.wait_until_accepted(reader().await).await;
+    for gateway in &edge.gateways {
+        let sent = edge.get(gateway, "/alerts/1", &[]).await;
+        Edge::assert_refused(gateway, &sent, &[401], "without a key, over TLS");
+    }
+    let edge = Edge { gateways: suspicious, ..edge };
+    assert_closed(&edge, "a verifier with somebody else's certificate").await;
+}
+
+/// A route whose requirement somebody forgot.
+#[tokio::test]
+async fn a_route_without_a_requirement_is_closed() {
+    let edge = edge().await;
+    let plane = support::shared().await.plane;
+    let mut gateways = Vec::new();
+    for kind in Kind::ALL {
+        let mut example = Example::of(kind).unwrap();
+        let (from, to) = match kind {
+            // A route of its own before the one that is there.
+            Kind::EnvoyGrpc | Kind::EnvoyHttp => {
+                let from = "                        - match: { prefix: /alerts/ }\n";
+                (from, format!("{from}                          route: {{ cluster: shop }}\n{from}"))
+            }
+            Kind::Nginx => ("set $keywright permission=alerts-map:Read;", String::new()),
+            Kind::Caddy => ("import keywright permission=alerts-map:Read", "import keywright \"\"".to_owned()),
+            Kind::Traefik => ("/traefik/permission=alerts-map:Read", "/traefik/".to_owned()),
+        };
+        example.replace(from, &to).unwrap();
+        let gateway = Gateway::start_with(plane, kind, example, edge.verifier.address(), edge.upstream.address);
+        gateways.push(gateway.await.unwrap());
+    }
+    for gateway in &gateways {
+        for headers in [&[("X-API-Key", reader().await)][..], &[]] {
+            let sent = edge.get(gateway, "/alerts/permission=none", headers).await;
+            Edge::assert_refused(gateway, &sent, &[401, 403], "a forgotten requirement");
+        }
+        let sent = edge.get(gateway, "/account/x", &[("X-API-Key", reader().await)]).await;
+        Edge::assert_passed(gateway, &sent, "a route with a requirement");
+    }
+}

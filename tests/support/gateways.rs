@@ -1,0 +1,495 @@
+//! Real proxies as the examples configure them, in front of the verifier's real binary, and an application behind them
+//! that keeps what it gets to the byte.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::control_plane::tail;
+use super::guardian::Guardian;
+use super::operator::{NAMESPACE, binary};
+use super::tools::find;
+use super::{ControlPlane, PATIENCE, free_port, repository, retry, serial};
+
+/// The service account of the verifiers here.
+const ACCOUNT: &str = "verifier-of-gateways";
+
+/// The names in the examples.
+pub const VERIFIER_HOST: &str = "keywright-verifier.keywright-system.svc";
+const VERIFIER_PORT: u16 = 9191;
+const UPSTREAM_HOST: &str = "shop.shop.svc";
+const UPSTREAM_PORT: u16 = 8080;
+const EDGE_PORT: u16 = 10_000;
+const CA_FILE: &str = "/etc/keywright/ca.crt";
+
+/// A process of a test. Dropping it kills it.
+struct Process {
+    child: Mutex<Child>,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` in `folder`, with its output in a file of the control plane's folder.
+    fn start(
+        plane: &ControlPlane,
+        program: &Path,
+        folder: &Path,
+        arguments: &[String],
+        environment: &[(&str, &Path)],
+    ) -> Result<Self> {
+        let name = program.file_name().context("a program without a name")?.to_string_lossy().into_owned();
+        let log = plane.folder().join(format!("{name}-{}.log", serial()));
+        let output = File::create(&log)?;
+        let mut command = Guardian::command(program);
+        command.args(arguments).current_dir(folder).stdout(output.try_clone()?).stderr(output);
+        command.env_clear().env("PATH", "/usr/bin:/bin").envs(environment.iter().copied());
+        let child = plane.guardian.spawn(&mut command).with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { child: Mutex::new(child), log })
+    }
+
+    /// Waits until something answers at `address`.
+    async fn wait_for(&self, address: SocketAddr) -> Result<()> {
+        let answers = retry("it answers", PATIENCE, async || {
+            if let Some(status) = self.child.lock().unwrap().try_wait()? {
+                return Ok(Err(status));
+            }
+            TcpStream::connect(address).await?;
+            Ok(Ok(()))
+        });
+        match answers.await.with_context(|| tail(&self.log))? {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("it ended with {status}; {}", tail(&self.log)),
+        }
+    }
+
+    fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What is different about a verifier.
+#[derive(Default)]
+pub struct VerifierOptions {
+    /// Another address than the apiserver's own.
+    pub server: Option<String>,
+    /// A folder with `tls.crt` and `tls.key`.
+    pub tls: Option<PathBuf>,
+    /// Further arguments.
+    pub args: Vec<String>,
+}
+
+/// A running verifier. Dropping it kills it.
+pub struct Verifier {
+    process: Process,
+    address: SocketAddr,
+    health: SocketAddr,
+}
+
+impl Verifier {
+    /// Runs the verifier's binary as a service account that may read ApiKeys and PermissionCatalogs, and nothing else.
+    pub async fn start(plane: &ControlPlane, options: VerifierOptions) -> Result<Self> {
+        allow_to_read(plane).await?;
+        let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, options.server.as_deref()).await?;
+        let (address, health) = (local(free_port()?), local(free_port()?));
+        let mut args = vec![
+            "verifier".to_owned(),
+            format!("--address={address}"),
+            format!("--health-address={health}"),
+            // It would need a right to write.
+            "--last-used-interval=0s".to_owned(),
+        ];
+        args.extend(options.tls.iter().map(|folder| format!("--tls-dir={}", folder.display())));
+        args.extend(options.args);
+        let environment = [("KUBECONFIG", kubeconfig.as_path())];
+        let process = Process::start(plane, &binary()?, plane.folder(), &args, &environment)?;
+        process.wait_for(address).await.context("the verifier")?;
+        Ok(Self { process, address, health })
+    }
+
+    /// Waits until it knows all keys.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let ready = retry("the verifier is ready", PATIENCE, async || {
+            let answer = send(self.health, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+            ensure!(answer.status == 200, "/readyz: {}", answer.status);
+            Ok(())
+        });
+        ready.await.with_context(|| tail(&self.process.log))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Everything that it has written.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.process.log).unwrap_or_default()
+    }
+
+    /// Kills it.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+}
+
+/// Gives the verifiers' service account exactly the rights that a verifier without `last used` needs.
+async fn allow_to_read(plane: &ControlPlane) -> Result<()> {
+    let client = plane.client().await?;
+    let params = PatchParams::apply("test").force();
+    let metadata = json!({"name": ACCOUNT});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata});
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    accounts.patch(ACCOUNT, &params, &Patch::Apply(account)).await?;
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata,
+        "rules": [{
+            "apiGroups": ["keywright.dev"], "resources": ["apikeys", "permissioncatalogs"],
+            "verbs": ["get", "list", "watch"],
+        }],
+    });
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.patch(ACCOUNT, &params, &Patch::Apply(role)).await?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT},
+        "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}],
+    });
+    let bindings: Api<ClusterRoleBinding> = Api::all(client);
+    bindings.patch(ACCOUNT, &params, &Patch::Apply(binding)).await?;
+    Ok(())
+}
+
+/// A proxy, and the example that configures it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    EnvoyGrpc,
+    EnvoyHttp,
+    Nginx,
+    Caddy,
+    Traefik,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [Self::EnvoyGrpc, Self::EnvoyHttp, Self::Nginx, Self::Caddy, Self::Traefik];
+
+    /// The files below `examples/gateways`; the first is what the proxy is started with.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::EnvoyGrpc => &["envoy/grpc.yaml"],
+            Self::EnvoyHttp => &["envoy/http.yaml"],
+            Self::Nginx => &["nginx/keywright.conf"],
+            Self::Caddy => &["caddy/Caddyfile"],
+            Self::Traefik => &["traefik/traefik.yaml", "traefik/dynamic.yaml"],
+        }
+    }
+
+    /// How the example writes a host and a port.
+    fn place(self, host: &str, port: u16) -> String {
+        match self {
+            Self::EnvoyGrpc | Self::EnvoyHttp => format!("address: {host}, port_value: {port} "),
+            Self::Nginx | Self::Caddy | Self::Traefik => format!("{host}:{port}"),
+        }
+    }
+
+    /// How the example writes where the proxy listens.
+    fn edge(self, address: SocketAddr) -> (String, String) {
+        let everywhere = Ipv4Addr::UNSPECIFIED.to_string();
+        match self {
+            Self::Caddy => (format!("http://:{EDGE_PORT} "), format!("http://:{} ", address.port())),
+            Self::Traefik => (format!("address: \":{EDGE_PORT}\""), format!("address: \"{address}\"")),
+            _ => (self.place(&everywhere, EDGE_PORT), self.place(&address.ip().to_string(), address.port())),
+        }
+    }
+}
+
+/// A running proxy. Dropping it kills it.
+pub struct Gateway {
+    pub kind: Kind,
+    pub address: SocketAddr,
+    process: Process,
+}
+
+impl Gateway {
+    /// Runs a proxy with its example as it stands: only the addresses are other ones, and each that should be there has
+    /// to be.
+    pub async fn start(plane: &ControlPlane, kind: Kind, verifier: SocketAddr, upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(plane, kind, Example::of(kind)?, verifier, upstream).await
+    }
+
+    /// The same, with the example changed as its first lines say for TLS, and the CA in the file `ca`.
+    pub async fn start_with_tls(
+        plane: &ControlPlane,
+        kind: Kind,
+        verifier: SocketAddr,
+        upstream: SocketAddr,
+        ca: &Path,
+    ) -> Result<Self> {
+        let mut example = Example::of(kind)?;
+        for (_, text) in &mut example.0 {
+            *text = with_tls(text);
+        }
+        example.replace(CA_FILE, &ca.to_string_lossy())?;
+        Self::start_with(plane, kind, example, verifier, upstream).await
+    }
+
+    /// The same, with an example that a test has changed.
+    pub async fn start_with(
+        plane: &ControlPlane,
+        kind: Kind,
+        mut example: Example,
+        verifier: SocketAddr,
+        upstream: SocketAddr,
+    ) -> Result<Self> {
+        let address = local(free_port()?);
+        let folder = plane.folder().join(format!("gateway-{}", serial()));
+        std::fs::create_dir_all(&folder)?;
+        let (ours, theirs) = kind.edge(address);
+        example.replace(&ours, &theirs)?;
+        for (host, port, to) in [(VERIFIER_HOST, VERIFIER_PORT, verifier), (UPSTREAM_HOST, UPSTREAM_PORT, upstream)] {
+            example.replace(&kind.place(host, port), &kind.place(&to.ip().to_string(), to.port()))?;
+        }
+
+        for (name, text) in &example.0 {
+            std::fs::write(folder.join(name), text)?;
+        }
+        let file = folder.join(example.0[0].0).to_string_lossy().into_owned();
+        let (program, arguments) = match kind {
+            Kind::EnvoyGrpc | Kind::EnvoyHttp => {
+                // To be restarted, Envoy ends with the thread that started it: that of a test.
+                let arguments = ["-c", &file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"];
+                (find("envoy", "envoy")?, arguments.map(str::to_owned).to_vec())
+            }
+            Kind::Nginx => {
+                // What a system's own nginx.conf says around the example.
+                let around = format!(
+                    "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr warn;\nevents {{}}\nhttp {{\n\
+                     access_log off;\nclient_body_temp_path a;\nproxy_temp_path b;\nfastcgi_temp_path c;\n\
+                     uwsgi_temp_path d;\nscgi_temp_path e;\ninclude {file};\n}}\n"
+                );
+                std::fs::write(folder.join("nginx.conf"), around)?;
+                let prefix = format!("{}/", folder.display());
+                let arguments = ["-p", &prefix, "-c", "nginx.conf", "-e", "stderr"];
+                (find("nginx", "nginx")?, arguments.map(str::to_owned).to_vec())
+            }
+            Kind::Caddy => {
+                let arguments = ["run", "--adapter", "caddyfile", "--config", &file];
+                (find("caddy", "caddy")?, arguments.map(str::to_owned).to_vec())
+            }
+            Kind::Traefik => (find("traefik", "traefik")?, vec![format!("--configFile={file}")]),
+        };
+        // Caddy opens a port for its administrator, and keeps files in its home.
+        let admin = PathBuf::from(format!("unix/{}", folder.join("admin.sock").display()));
+        let environment = [("HOME", folder.as_path()), ("CADDY_ADMIN", admin.as_path())];
+        let process = Process::start(plane, &program, &folder, &arguments, &environment)?;
+        process.wait_for(address).await.with_context(|| format!("{kind:?}"))?;
+        // Traefik listens before it knows its routes.
+        let request = b"GET /public/ready HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n";
+        let ready = retry("it is ready", PATIENCE, async || {
+            let answer = send(address, request).await?;
+            ensure!(answer.status == 200, "{}", answer.head);
+            Ok(())
+        });
+        ready.await.with_context(|| format!("{kind:?}: {}", tail(&process.log)))?;
+        Ok(Self { kind, address, process })
+    }
+
+    /// Everything that it has written.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.process.log).unwrap_or_default()
+    }
+
+    /// Sends a request with these headers, and waits for the answer.
+    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut text = format!("GET {path} HTTP/1.1\r\nHost: shop.example.com\r\n");
+        for (name, value) in headers {
+            let _ = write!(text, "{name}: {value}\r\n");
+        }
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
+            text += "Connection: close\r\n";
+        }
+        self.send(format!("{text}\r\n").as_bytes()).await
+    }
+
+    /// Sends these bytes, and waits for the answer.
+    pub async fn send(&self, bytes: &[u8]) -> Answer {
+        let answer = send(self.address, bytes).await;
+        answer.unwrap_or_else(|error| panic!("{:?}: {error:#}\n{}", self.kind, tail(&self.process.log)))
+    }
+}
+
+/// The files of an example, by name.
+pub struct Example(Vec<(&'static str, String)>);
+
+impl Example {
+    /// Reads the example of a proxy.
+    pub fn of(kind: Kind) -> Result<Self> {
+        let read = |file: &&'static str| {
+            let path = repository().join("examples/gateways").join(file);
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            anyhow::Ok((file.rsplit('/').next().unwrap_or(file), text))
+        };
+        Ok(Self(kind.files().iter().map(read).collect::<Result<_>>()?))
+    }
+
+    /// Replaces what has to be there.
+    pub fn replace(&mut self, from: &str, to: &str) -> Result<()> {
+        ensure!(self.0.iter().any(|(_, text)| text.contains(from)), "the example does not say {from:?}");
+        for (_, text) in &mut self.0 {
+            *text = text.replace(from, to);
+        }
+        Ok(())
+    }
+}
+
+/// What the examples say to do for TLS: sed -e '/# plain$/d' -e 's/#tls //'
+fn with_tls(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.ends_with("# plain"));
+    lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// What somebody was answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status; 0 if the connection was closed without one.
+    pub status: u16,
+    /// Status line and headers, as they came.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// The values of a header.
+    pub fn headers(&self, name: &str) -> Vec<&str> {
+        values(&self.head, name)
+    }
+}
+
+/// The values of a header in the head of a message.
+pub fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+}
+
+/// Sends these bytes over a new connection, and reads until the answer is whole.
+pub async fn send(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let (mut reader, mut writer) = stream.split();
+        // A server that has heard enough answers and closes while there is still something to send.
+        let write = async {
+            let _ = writer.write_all(bytes).await;
+        };
+        let read = async {
+            let mut answer = Vec::new();
+            let mut buffer = [0; 8192];
+            while !is_whole(&answer) {
+                match reader.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(length) => answer.extend_from_slice(&buffer[..length]),
+                }
+            }
+            answer
+        };
+        let ((), answer) = tokio::join!(write, read);
+        Ok::<_, anyhow::Error>(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(20), exchange).await.context("no answer in time")??;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+}
+
+/// Whether a message has all that its Content-Length promises. Without one, only its end tells.
+fn is_whole(message: &[u8]) -> bool {
+    let Some(end) = message.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&message[..end]);
+    let length = values(&head, "content-length").first().and_then(|length| length.parse::<usize>().ok());
+    length.is_some_and(|length| message.len() >= end + 4 + length)
+}
+
+/// The application behind the proxies, on a thread and runtime of its own: tests that share it have one each.
+pub struct Upstream {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+    stop: CancellationToken,
+}
+
+impl Upstream {
+    /// Starts it. It answers 200 to whatever comes.
+    pub fn start() -> Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let (seen, stop) = (Arc::default(), CancellationToken::new());
+        let (record, stopped) = (Arc::clone(&seen), stop.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
+            runtime.block_on(stopped.run_until_cancelled(async {
+                let listener = TcpListener::from_std(listener).expect("a listener");
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(stream, Arc::clone(&record)));
+                }
+            }));
+        })?;
+        Ok(Self { address, seen, stop })
+    }
+
+    /// The heads of all requests that came here and hold `text`, to the byte.
+    pub fn seen(&self, text: &str) -> Vec<String> {
+        self.seen.lock().unwrap().iter().filter(|head| head.contains(text)).cloned().collect()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>) {
+    let mut unread = Vec::new();
+    let mut buffer = [0; 8192];
+    loop {
+        let end = loop {
+            if let Some(end) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end;
+            }
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(length) => unread.extend_from_slice(&buffer[..length]),
+            }
+        };
+        // Nobody sends a body here.
+        let head: Vec<u8> = unread.drain(..end + 4).collect();
+        seen.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
+        if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nupstream").await.is_err() {
+            return;
+        }
+    }
+}
