@@ -20,7 +20,8 @@ use keywright::api::ApiKey;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use support::gateways::{Answer, Gateway, Kind, Upstream, Verifier, VerifierOptions};
+use support::gateways::{Answer, Gateway, Kind, Upstream};
+use support::verifier::{Options as VerifierOptions, Verifier};
 use support::{PATIENCE, eventually};
 use tokio::sync::OnceCell;
 

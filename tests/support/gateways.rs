@@ -2,30 +2,19 @@
 //! that keeps what it gets to the byte.
 
 use std::fmt::Write;
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::control_plane::tail;
-use super::guardian::Guardian;
-use super::operator::{NAMESPACE, binary};
+use super::process::{Process, local};
 use super::tools::find;
 use super::{ControlPlane, PATIENCE, free_port, repository, retry, serial};
-
-/// The service account of the verifiers here.
-const ACCOUNT: &str = "verifier-of-gateways";
 
 /// The names in the examples.
 pub const VERIFIER_HOST: &str = "keywright-verifier.keywright-system.svc";
@@ -34,151 +23,6 @@ const UPSTREAM_HOST: &str = "shop.shop.svc";
 const UPSTREAM_PORT: u16 = 8080;
 const EDGE_PORT: u16 = 10_000;
 const CA_FILE: &str = "/etc/keywright/ca.crt";
-
-/// A process of a test. Dropping it kills it.
-struct Process {
-    child: Mutex<Child>,
-    log: PathBuf,
-}
-
-impl Process {
-    /// Starts `program` in `folder`, with its output in a file of the control plane's folder.
-    fn start(
-        plane: &ControlPlane,
-        program: &Path,
-        folder: &Path,
-        arguments: &[String],
-        environment: &[(&str, &Path)],
-    ) -> Result<Self> {
-        let name = program.file_name().context("a program without a name")?.to_string_lossy().into_owned();
-        let log = plane.folder().join(format!("{name}-{}.log", serial()));
-        let output = File::create(&log)?;
-        let mut command = Guardian::command(program);
-        command.args(arguments).current_dir(folder).stdout(output.try_clone()?).stderr(output);
-        command.env_clear().env("PATH", "/usr/bin:/bin").envs(environment.iter().copied());
-        let child = plane.guardian.spawn(&mut command).with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { child: Mutex::new(child), log })
-    }
-
-    /// Waits until something answers at `address`.
-    async fn wait_for(&self, address: SocketAddr) -> Result<()> {
-        let answers = retry("it answers", PATIENCE, async || {
-            if let Some(status) = self.child.lock().unwrap().try_wait()? {
-                return Ok(Err(status));
-            }
-            TcpStream::connect(address).await?;
-            Ok(Ok(()))
-        });
-        match answers.await.with_context(|| tail(&self.log))? {
-            Ok(()) => Ok(()),
-            Err(status) => bail!("it ended with {status}; {}", tail(&self.log)),
-        }
-    }
-
-    fn kill(&self) {
-        let mut child = self.child.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// What is different about a verifier.
-#[derive(Default)]
-pub struct VerifierOptions {
-    /// Another address than the apiserver's own.
-    pub server: Option<String>,
-    /// A folder with `tls.crt` and `tls.key`.
-    pub tls: Option<PathBuf>,
-    /// Further arguments.
-    pub args: Vec<String>,
-}
-
-/// A running verifier. Dropping it kills it.
-pub struct Verifier {
-    process: Process,
-    address: SocketAddr,
-    health: SocketAddr,
-}
-
-impl Verifier {
-    /// Runs the verifier's binary as a service account that may read ApiKeys and PermissionCatalogs, and nothing else.
-    pub async fn start(plane: &ControlPlane, options: VerifierOptions) -> Result<Self> {
-        allow_to_read(plane).await?;
-        let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, options.server.as_deref()).await?;
-        let (address, health) = (local(free_port()?), local(free_port()?));
-        let mut args = vec![
-            "verifier".to_owned(),
-            format!("--address={address}"),
-            format!("--health-address={health}"),
-            // It would need a right to write.
-            "--last-used-interval=0s".to_owned(),
-        ];
-        args.extend(options.tls.iter().map(|folder| format!("--tls-dir={}", folder.display())));
-        args.extend(options.args);
-        let environment = [("KUBECONFIG", kubeconfig.as_path())];
-        let process = Process::start(plane, &binary()?, plane.folder(), &args, &environment)?;
-        process.wait_for(address).await.context("the verifier")?;
-        Ok(Self { process, address, health })
-    }
-
-    /// Waits until it knows all keys.
-    pub async fn wait_ready(&self) -> Result<()> {
-        let ready = retry("the verifier is ready", PATIENCE, async || {
-            let answer = send(self.health, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
-            ensure!(answer.status == 200, "/readyz: {}", answer.status);
-            Ok(())
-        });
-        ready.await.with_context(|| tail(&self.process.log))
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Everything that it has written.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.process.log).unwrap_or_default()
-    }
-
-    /// Kills it.
-    pub fn kill(&self) {
-        self.process.kill();
-    }
-}
-
-/// Gives the verifiers' service account exactly the rights that a verifier without `last used` needs.
-async fn allow_to_read(plane: &ControlPlane) -> Result<()> {
-    let client = plane.client().await?;
-    let params = PatchParams::apply("test").force();
-    let metadata = json!({"name": ACCOUNT});
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata});
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
-    accounts.patch(ACCOUNT, &params, &Patch::Apply(account)).await?;
-    let role = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata,
-        "rules": [{
-            "apiGroups": ["keywright.dev"], "resources": ["apikeys", "permissioncatalogs"],
-            "verbs": ["get", "list", "watch"],
-        }],
-    });
-    let roles: Api<ClusterRole> = Api::all(client.clone());
-    roles.patch(ACCOUNT, &params, &Patch::Apply(role)).await?;
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": metadata,
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT},
-        "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}],
-    });
-    let bindings: Api<ClusterRoleBinding> = Api::all(client);
-    bindings.patch(ACCOUNT, &params, &Patch::Apply(binding)).await?;
-    Ok(())
-}
 
 /// A proxy, and the example that configures it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,13 +154,13 @@ impl Gateway {
             ensure!(answer.status == 200, "{}", answer.head);
             Ok(())
         });
-        ready.await.with_context(|| format!("{kind:?}: {}", tail(&process.log)))?;
+        ready.await.with_context(|| format!("{kind:?}: {}", process.tail()))?;
         Ok(Self { kind, address, process })
     }
 
     /// Everything that it has written.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.process.log).unwrap_or_default()
+        self.process.log()
     }
 
     /// Sends a request with these headers, and waits for the answer.
@@ -334,7 +178,7 @@ impl Gateway {
     /// Sends these bytes, and waits for the answer.
     pub async fn send(&self, bytes: &[u8]) -> Answer {
         let answer = send(self.address, bytes).await;
-        answer.unwrap_or_else(|error| panic!("{:?}: {error:#}\n{}", self.kind, tail(&self.process.log)))
+        answer.unwrap_or_else(|error| panic!("{:?}: {error:#}\n{}", self.kind, self.process.tail()))
     }
 }
 
@@ -366,10 +210,6 @@ impl Example {
 fn with_tls(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.ends_with("# plain"));
     lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
-}
-
-fn local(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 /// What somebody was answered.

@@ -4,7 +4,9 @@
 //! - [`operator`]: the chart as users install it, and the operator as its Deployment would run it
 //! - [`proxy`]: a place between an operator and the apiserver where requests are counted, and go wrong on demand
 //! - [`keys`]: what an administrator sees of keys, from the first to the last version
-//! - [`gateways`]: real proxies as the examples configure them, the verifier, and an application behind them
+//! - [`verifier`]: the verifier as its Deployment would run it
+//! - [`gateways`]: real proxies as the examples configure them, and an application behind them
+//! - [`process`]: whatever else a test starts
 //! - [`guardian`]: ends all of it, also after a test that was killed
 
 // Every test binary compiles this module for itself and uses its own part of it.
@@ -19,8 +21,10 @@ pub mod gateways;
 pub mod guardian;
 pub mod keys;
 pub mod operator;
+pub mod process;
 pub mod proxy;
 pub mod tools;
+pub mod verifier;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};

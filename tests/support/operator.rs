@@ -247,7 +247,7 @@ fn address(replica: u8) -> String {
 }
 
 /// Gives the argument that begins with `flag` another value.
-fn listen(args: &mut [String], flag: &str, value: &str) -> Result<()> {
+pub(super) fn listen(args: &mut [String], flag: &str, value: &str) -> Result<()> {
     let arg = args.iter_mut().find(|arg| arg.starts_with(flag));
     *arg.with_context(|| format!("the Deployment has no argument {flag}"))? = format!("{flag}{value}");
     Ok(())

@@ -1,0 +1,71 @@
+//! RFC 7662, for whatever is no proxy.
+
+use serde_json::{Value, json};
+
+use crate::support::PATIENCE;
+use crate::support::verifier::{Answer, Verifier, send};
+use crate::{Team, reader, until, verifier};
+
+async fn introspect(verifier: &Verifier, own: &str, body: &str) -> Answer {
+    let request = format!(
+        "POST /introspect HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\nAuthorization: Bearer {own}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    send(verifier.address(), request.as_bytes()).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn a_resource_that_may_ask_learns_what_a_key_is_and_nothing_of_one_that_does_not_work() {
+    let (team, verifier) = (Team::new().await, verifier().await);
+    let own = team.mint("resource", &json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig"]})).await;
+    let mut spec = reader();
+    spec["expiresAt"] = json!("2099-01-01T00:00:00Z");
+    let value = team.mint("k", &spec).await;
+    until(verifier, "permission=none", &value, 200, PATIENCE).await;
+    until(verifier, "permission=none", &own, 200, PATIENCE).await;
+
+    let answer = introspect(verifier, &own, &format!("token={value}&token_type_hint=access_token")).await;
+    assert_eq!((answer.status, answer.headers("cache-control")), (200, vec!["no-store"]));
+    let said: Value = serde_json::from_str(&answer.body).unwrap();
+    let id = team.ready("k").await.status.unwrap().id.unwrap();
+    assert_eq!(
+        said,
+        json!({
+            "active": true, "scope": "alerts:ReadConfig", "client_id": id, "sub": id, "token_type": "Bearer",
+            "exp": 4_070_908_800_i64, "keywright_key_name": "k", "keywright_key_type": "Team",
+            "keywright_team": team.namespace,
+        })
+    );
+    let inactive = async |token: &str| introspect(verifier, &own, &format!("token={token}")).await.body;
+    assert_eq!(inactive("kwt_nothing").await, r#"{"active":false}"#);
+    team.patch("k", &json!({"active": false})).await;
+    until(verifier, "permission=none", &value, 401, PATIENCE).await;
+    assert_eq!(inactive(&value).await, r#"{"active":false}"#, "not even that it exists");
+}
+
+#[tokio::test]
+async fn nobody_introspects_without_a_key_that_may() {
+    let (team, verifier) = (Team::new().await, verifier().await);
+    let value = team.mint("k", &reader()).await;
+    let own = team.mint("resource", &json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig"]})).await;
+    for value in [&value, &own] {
+        until(verifier, "permission=none", value, 200, PATIENCE).await;
+    }
+    let token = format!("token={value}");
+    for (own, body, status) in [
+        ("", token.as_str(), 401),
+        ("kwt_nothing", &token, 401),
+        (&value, &token, 403),
+        (&own, "", 400),
+        (&own, "token=a&token=b", 400),
+        (&own, &format!("token={}", "a".repeat(20_000)), 413),
+        (&own, &token, 200),
+    ] {
+        let answer = introspect(verifier, own, body).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+    }
+    let get =
+        send(verifier.address(), b"GET /introspect HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert_eq!(get.status, 405);
+}

@@ -1,0 +1,140 @@
+//! The verifier's real binary, asked directly as a proxy would ask it, with keys that the real operator minted on a real
+//! control plane. [`keys`] has what becomes of keys, [`knowledge`] what the verifier knows and for how long it may rely on
+//! it, [`uses`] what it tells the cluster, [`soak`] hours in the life of many keys against a model.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod introspection;
+mod keys;
+mod knowledge;
+mod soak;
+mod uses;
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use keywright::api::ApiKey;
+use kube::Client;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use support::keys::{apply, settled, value_of};
+use support::verifier::{Answer, Options, Verifier, send};
+use support::{PATIENCE, eventually};
+use tokio::sync::OnceCell;
+
+/// How soon a change has to be in force.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The verifier that most tests here share.
+async fn verifier() -> &'static Verifier {
+    static VERIFIER: OnceCell<Result<Verifier>> = OnceCell::const_new();
+    let start = async || {
+        // Every decision is logged, so that a test can search what all of them made it say.
+        let args = ["--log-allowed-one-in=1", "--log-refused-per-second=100000", "--log=trace"].map(str::to_owned);
+        start(Options { args: args.into(), ..Options::default() }).await
+    };
+    let verifier = VERIFIER.get_or_init(start).await;
+    verifier.as_ref().unwrap_or_else(|error| panic!("no verifier: {error:#}"))
+}
+
+/// Starts another one, and waits until it knows all keys.
+async fn start(options: Options) -> Result<Verifier> {
+    let verifier = Verifier::start(support::shared().await.plane, options).await?;
+    verifier.wait_ready().await?;
+    Ok(verifier)
+}
+
+/// A namespace and what a test does in it.
+struct Team {
+    client: Client,
+    namespace: String,
+    keys: Api<ApiKey>,
+    secrets: Api<Secret>,
+}
+
+impl Team {
+    async fn new() -> Self {
+        let client = support::shared().await.client().await;
+        let namespace = support::namespace(&client).await;
+        let keys = Api::namespaced(client.clone(), &namespace);
+        let secrets = Api::namespaced(client.clone(), &namespace);
+        Self { client, namespace, keys, secrets }
+    }
+
+    /// Applies a key, waits until it is ready, and returns its value.
+    async fn mint(&self, name: &str, spec: &Value) -> String {
+        self.apply(name, spec).await;
+        self.value(name).await
+    }
+
+    async fn apply(&self, name: &str, spec: &Value) {
+        apply(&self.client, &self.namespace, name, spec).await.expect("the key is applied");
+        self.ready(name).await;
+    }
+
+    async fn ready(&self, name: &str) -> ApiKey {
+        eventually(&format!("{name} is ready"), PATIENCE, async || {
+            let key = self.keys.get(name).await?;
+            settled(&key)?;
+            Ok(key)
+        })
+        .await
+    }
+
+    async fn value(&self, name: &str) -> String {
+        let secret = self.secrets.get(&format!("{name}-secret")).await.expect("a Secret");
+        value_of(&secret).expect("a value")
+    }
+
+    async fn patch(&self, name: &str, spec: &Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.keys.patch(name, &PatchParams::default(), &patch).await.expect("the key is changed");
+    }
+
+    async fn delete(&self, name: &str) {
+        self.keys.delete(name, &DeleteParams::default()).await.expect("the key is deleted");
+    }
+}
+
+/// A key that may read alerts.
+fn reader() -> Value {
+    json!({"type": "Team", "permissions": ["alerts:ReadConfig"]})
+}
+
+/// Asks as nginx would.
+async fn ask(verifier: &Verifier, requirement: &str, value: &str) -> Answer {
+    ask_with(verifier.address(), &format!("/nginx/{requirement}"), &[("Authorization", &format!("Bearer {value}"))])
+        .await
+}
+
+async fn ask_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut text = format!("GET {path} HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        let _ = write!(text, "{name}: {value}\r\n");
+    }
+    send(address, format!("{text}\r\n").as_bytes()).await.expect("an answer")
+}
+
+/// Waits until a key is answered with a status, and returns that answer.
+async fn until(verifier: &Verifier, requirement: &str, value: &str, status: u16, timeout: Duration) -> Answer {
+    eventually(&format!("the answer is {status}"), timeout, async || {
+        let answer = ask(verifier, requirement, value).await;
+        ensure!(answer.status == status, "{} {}", answer.head, answer.body);
+        Ok(answer)
+    })
+    .await
+}
+
+/// So many seconds from now, as RFC 3339 with whole seconds.
+#[allow(clippy::disallowed_methods, reason = "tests live in real time")]
+fn from_now(seconds: i64) -> String {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    (now + SignedDuration::from_secs(seconds)).to_string()
+}
