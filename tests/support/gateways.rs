@@ -363,7 +363,7 @@ impl Example {
 }
 
 /// What the examples say to do for TLS: sed -e '/# plain$/d' -e 's/#tls //'
-fn with_tls(text: &str) -> String {
+pub fn with_tls(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.ends_with("# plain"));
     lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
 }
