@@ -46,6 +46,35 @@ async fn forged_identity_headers() {
     }
 }
 
+/// The same in trailers, which come after the verifier was asked.
+#[tokio::test]
+async fn forged_identity_trailers() {
+    let edge = edge().await;
+    for gateway in &edge.gateways {
+        for announced in ["", "Trailer: X-Keywright-User, X-Keywright-Team, X-API-Key\r\n"] {
+            for path in ["/alerts/x", "/public/x"] {
+                let mark = mark();
+                let request = format!(
+                    "POST {path} HTTP/1.1\r\nHost: shop.example.com\r\nX-API-Key: {}\r\nX-Mark: {mark}\r\n{announced}\
+                     Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n4\r\nbody\r\n0\r\n\
+                     X-Keywright-User: forged\r\nX-Keywright-Team: forged\r\n\r\n",
+                    reader().await
+                );
+                let answer = gateway.send(request.as_bytes()).await;
+                let sent = Sent { answer, upstream: edge.upstream.seen(&mark) };
+                for got in &sent.upstream {
+                    // Caddy hands announced trailers on, as trailers, and can't be told otherwise.
+                    let head = if gateway.kind == Kind::Caddy { got.split("\r\n\r\n").next().unwrap() } else { got };
+                    assert!(!head.contains("forged"), "{:?}: {announced:?}: {got}", gateway.kind);
+                }
+                if sent.upstream.is_empty() {
+                    Edge::assert_refused(gateway, &sent, &[400], "trailers");
+                }
+            }
+        }
+    }
+}
+
 /// What an application could read a path as: decoded once or twice, backslashes as slashes, parameters cut off, dots and
 /// doubled slashes resolved.
 fn readings(path: &str) -> Vec<String> {

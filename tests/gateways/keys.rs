@@ -46,6 +46,33 @@ async fn who_may_pass_is_told_to_the_application_and_the_key_is_not() {
 }
 
 #[tokio::test]
+async fn a_body_comes_through_once_the_verifier_was_asked() {
+    let edge = edge().await;
+    let body = "x".repeat(100_000);
+    for gateway in &edge.gateways {
+        for (method, value, passes) in
+            [("POST", reader().await, true), ("PUT", reader().await, true), ("POST", "", false)]
+        {
+            let mark = mark();
+            let request = format!(
+                "{method} /alerts/1 HTTP/1.1\r\nHost: shop.example.com\r\nX-API-Key: {value}\r\nX-Mark: {mark}\r\n\
+                 Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let answer = gateway.send(request.as_bytes()).await;
+            let sent = Sent { answer, upstream: edge.upstream.seen(&mark) };
+            if passes {
+                let got = Edge::assert_passed(gateway, &sent, method);
+                assert!(got.starts_with(&format!("{method} /alerts/1 HTTP/1.1\r\n")), "{:?}", gateway.kind);
+                assert!(got.ends_with(&body), "{:?}", gateway.kind);
+            } else {
+                Edge::assert_refused(gateway, &sent, &[401], "a body without a key");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_user_of_a_personal_key_is_told() {
     let edge = edge().await;
     let team = Team::of(SHOP).await;

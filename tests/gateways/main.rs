@@ -1,6 +1,7 @@
-//! The examples in `examples/gateways` with the proxies themselves: Envoy over gRPC and over HTTP, nginx, Caddy and Traefik in front
-//! of the real verifier, with keys that the real operator minted. [`keys`] has what a key can and can't do, [`attacks`] what
-//! clients try, [`outages`] what happens without the verifier.
+//! The examples in `examples/gateways` with the proxies themselves: Envoy over gRPC and over HTTP, nginx, Caddy and Traefik
+//! in front of the real verifier, with keys that the real operator minted. [`keys`] has what a key can and can't do,
+//! [`attacks`] what clients try, [`outages`] what happens without the verifier, [`examples`] what holds for those of other
+//! proxies too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -8,6 +9,7 @@
 mod support;
 
 mod attacks;
+mod examples;
 mod keys;
 mod outages;
 

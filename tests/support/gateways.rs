@@ -207,7 +207,7 @@ impl Example {
 }
 
 /// What the examples say to do for TLS: sed -e '/# plain$/d' -e 's/#tls //'
-fn with_tls(text: &str) -> String {
+pub fn with_tls(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.ends_with("# plain"));
     lines.map(|line| line.replacen("#tls ", "", 1) + "\n").collect()
 }
@@ -300,7 +300,7 @@ impl Upstream {
         Ok(Self { address, seen, stop })
     }
 
-    /// The heads of all requests that came here and hold `text`, to the byte.
+    /// All requests that came here and hold `text`, to the byte.
     pub fn seen(&self, text: &str) -> Vec<String> {
         self.seen.lock().unwrap().iter().filter(|head| head.contains(text)).cloned().collect()
     }
@@ -316,20 +316,33 @@ async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>) {
     let mut unread = Vec::new();
     let mut buffer = [0; 8192];
     loop {
-        let end = loop {
-            if let Some(end) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
-                break end;
+        let length = loop {
+            if let Some(length) = request_length(&unread) {
+                break length;
             }
             match stream.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(length) => unread.extend_from_slice(&buffer[..length]),
             }
         };
-        // Nobody sends a body here.
-        let head: Vec<u8> = unread.drain(..end + 4).collect();
-        seen.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
+        let request: Vec<u8> = unread.drain(..length).collect();
+        seen.lock().unwrap().push(String::from_utf8_lossy(&request).into_owned());
         if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nupstream").await.is_err() {
             return;
         }
     }
+}
+
+/// The length of the request that is at the beginning of these bytes, if all of it is there.
+fn request_length(bytes: &[u8]) -> Option<usize> {
+    let find = |from: usize, what: &[u8]| Some(from + bytes[from..].windows(what.len()).position(|w| w == what)?);
+    let body = find(0, b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&bytes[..body]);
+    if !values(&head, "transfer-encoding").is_empty() {
+        // The last chunk, and then trailers up to an empty line.
+        let last = if bytes[body..].starts_with(b"0\r\n") { body } else { find(body, b"\r\n0\r\n")? + 2 };
+        return Some(find(last, b"\r\n\r\n")? + 4);
+    }
+    let length = values(&head, "content-length").first().map_or(Some(0), |length| length.parse().ok())?;
+    (bytes.len() >= body + length).then_some(body + length)
 }
