@@ -147,7 +147,7 @@ impl Stage {
                 assert_eq!(request.path, "/api/v1/namespaces/keywright-system/secrets", "a list of Secrets");
                 let own = ["keywright-webhook-ca", "keywright-verifier-tls"];
                 let named = |name: &&str| request.query.contains(&format!("fieldSelector=metadata.name%3D{name}"));
-                assert!(own.iter().any(|name| named(&name)), "more than Secrets of its own: {whole}");
+                assert!(own.iter().any(named), "more than Secrets of its own: {whole}");
             }
         }
     }

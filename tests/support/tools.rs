@@ -33,7 +33,7 @@ impl Tools {
 const NEWEST: &str = "kubernetes-1.37";
 
 /// Finds a program of a set, and builds the set if it is missing.
-pub(super) fn find(set: &str, program: &str) -> Result<PathBuf> {
+pub fn find(set: &str, program: &str) -> Result<PathBuf> {
     // As tests/tools/build has it: ready binaries stand for the default version, never for another one.
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS")
         && (set == NEWEST || set == "etcd")

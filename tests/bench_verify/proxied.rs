@@ -1,0 +1,129 @@
+//! The same through real proxies, each with the example that is shipped for it, loaded by wrk: with the verifier, with the
+//! server that decides nothing, and on the route that is not checked.
+
+use std::{fmt::Write, net::SocketAddr, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    seed,
+    server::Server,
+    support::{
+        ControlPlane,
+        gateways::{Gateway, Kind},
+        output, retry,
+        tools::find,
+    },
+};
+
+const SECONDS: u64 = 5;
+const CONNECTIONS: usize = 16;
+
+/// One proxy.
+pub struct Row {
+    pub kind: Kind,
+    pub verifier: Figures,
+    pub noop: Figures,
+    pub unchecked: Figures,
+}
+
+/// What wrk says, and the CPU of the authorization server.
+#[derive(Default)]
+pub struct Figures {
+    pub per_second: f64,
+    pub p50: Duration,
+    pub p99: Duration,
+    /// Microseconds a request.
+    pub cpu: f64,
+}
+
+/// Measures each proxy, with up to a thousand of the keys that are there.
+pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result<Vec<Row>> {
+    let verifier = Server::verifier(plane).await?;
+    retry("the verifier is ready", Duration::from_mins(2), async || verifier.get("/readyz").await).await?;
+    let upstream = Server::noop().await?;
+    let script = plane.folder().join("load.lua");
+    let mut lua = "local keys = {".to_owned();
+    for number in (0..keys).step_by((keys / 1000).max(1)) {
+        write!(lua, "\"{}\",", seed::value(number))?;
+    }
+    lua.push_str("}\nlocal n = 0\nrequest = function()\n  n = n % #keys + 1\n");
+    lua.push_str("  return wrk.format(\"GET\", nil, {[\"Authorization\"] = \"Bearer \" .. keys[n]})\nend\n");
+    std::fs::write(&script, lua)?;
+    let upstream: SocketAddr = upstream.address.parse()?;
+    let mut rows = vec![];
+    for kind in Kind::ALL {
+        let through = async |server: &Server, path: &str| -> Result<Figures> {
+            let gateway = Gateway::start(plane, kind, server.address.parse()?, upstream).await?;
+            let mut wrk = Command::new(find("wrk", "wrk")?);
+            wrk.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency", "-s"]).arg(&script);
+            wrk.arg(format!("http://{}{path}", gateway.address));
+            let before = server.cpu()?;
+            let text = tokio::task::spawn_blocking(move || output(&mut wrk)).await??;
+            let used = server.cpu()?.saturating_sub(before);
+            read(&text, used).with_context(|| format!("{kind:?} {path}:\n{text}"))
+        };
+        // The first run of each warms it up.
+        through(&verifier, "/alerts/1").await?;
+        let row = Row {
+            kind,
+            verifier: through(&verifier, "/alerts/1").await?,
+            noop: through(noop, "/alerts/1").await?,
+            unchecked: through(noop, "/public/1").await?,
+        };
+        eprintln!("{kind:?}: {:.0}/s", row.verifier.per_second);
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn read(text: &str, used: Duration) -> Result<Figures> {
+    ensure!(!text.contains("Non-2xx"), "not every request passed");
+    let field = |name: &str| -> Result<&str> {
+        let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix(name));
+        line.map(str::trim).with_context(|| format!("wrk does not say {name}"))
+    };
+    let time = |name: &str| -> Result<Duration> {
+        let text = field(name)?;
+        let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).context("a unit")?);
+        let seconds: f64 = number.parse()?;
+        Ok(match unit {
+            "us" => Duration::from_secs_f64(seconds / 1e6),
+            "ms" => Duration::from_secs_f64(seconds / 1e3),
+            _ => Duration::from_secs_f64(seconds),
+        })
+    };
+    let requests: f64 = text
+        .lines()
+        .find_map(|line| line.trim().split_once(" requests in ").map(|(count, _)| count))
+        .context("a count")?
+        .parse()?;
+    Ok(Figures {
+        per_second: field("Requests/sec:")?.parse()?,
+        p50: time("50%")?,
+        p99: time("99%")?,
+        cpu: used.as_secs_f64() * 1e6 / requests,
+    })
+}
+
+/// Prints the table.
+pub fn print(rows: &[Row]) {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!("\nthrough proxies, {CONNECTIONS} connections of wrk, one worker each, everything on the same cores:");
+    println!(
+        "| proxy | with | requests/s | p50 ms | p99 ms | server CPU us a check |\n| --- | --- | ---: | ---: | ---: | ---: |"
+    );
+    for row in rows {
+        for (with, figures) in [("verifier", &row.verifier), ("no-op server", &row.noop), ("no check", &row.unchecked)]
+        {
+            let cpu = if with == "no check" { String::new() } else { format!("{:.1}", figures.cpu) };
+            println!(
+                "| {:?} | {with} | {:.0} | {:.2} | {:.2} | {cpu} |",
+                row.kind,
+                figures.per_second,
+                ms(figures.p50),
+                ms(figures.p99)
+            );
+        }
+    }
+}
