@@ -47,8 +47,18 @@ test: tools ## Run all tests, and those against a cluster also on the oldest sup
 	tests/run
 
 .PHONY: bench
-bench: tools ## Measure
-	cargo bench --locked
+bench: tools ## Measure the operator
+	cargo bench --locked --bench keys
+
+.PHONY: bench-verify
+bench-verify: tools ## Measure the verifier, alone and behind real proxies
+	cargo bench --locked --bench decision
+	cargo bench --locked --bench verify
+
+SECONDS_OF_SOAK ?= 600
+.PHONY: soak
+soak: tools ## Check every answer of the verifier against a model, for ten minutes
+	KEYWRIGHT_SOAK_SECONDS=$(SECONDS_OF_SOAK) cargo test --locked --test verifier -- --nocapture soak::
 
 .PHONY: generate
 generate: ## Write the CRDs and the plain manifests from the code and the chart

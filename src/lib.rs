@@ -13,7 +13,7 @@
 //! | [`sealing`] | values encrypted at rest, and answers encrypted to a person; on the leader |
 //! | [`admission`] | the validating webhook: thin, calls the same rules; on every replica |
 //! | [`verify`] | `keywright verifier`: whether a request may pass, for Envoy, nginx, Caddy, Traefik and RFC 7662 |
-//! | [`certs`] | the webhook's own CA and certificates, or files from cert-manager |
+//! | [`certs`] | the webhook's own CA, its certificates and the verifier's, or files from cert-manager |
 //! | [`cli`] | `kubectl keywright`, with the rights of whoever runs it; no part of the operator |
 //! | [`runtime`] | arguments, wiring, election, readiness, shutdown, telemetry, metrics, the clock |
 //!

@@ -19,7 +19,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{api::ApiKey, index::keyring::Keyring};
 
@@ -32,6 +32,9 @@ const CONCURRENCY: usize = 4;
 
 /// Nobody waits for an answer for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long after a failure nothing is tried.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What became of the writes.
 #[derive(Debug, Default)]
@@ -63,39 +66,45 @@ impl LastUsed {
         loop {
             looks.tick().await;
             let due = self.keys.used_since(seconds, PER_SECOND);
-            stream::iter(due)
-                .for_each_concurrent(CONCURRENCY, |(namespace, name, used)| self.write(namespace, name, used))
-                .await;
+            let writes = stream::iter(due).map(|(namespace, name, used)| self.write(namespace, name, used));
+            let done: Vec<_> = writes.buffer_unordered(CONCURRENCY).collect().await;
+            // A right that is lacking, or an API server that is away, is not asked for fifty times a second.
+            if done.contains(&false) {
+                sleep(PAUSE).await;
+            }
         }
     }
 
-    async fn write(&self, namespace: String, name: String, used: u32) {
+    /// Whether there is nothing left to do for this use.
+    async fn write(&self, namespace: String, name: String, used: u32) -> bool {
         // Another replica may have been faster since.
         let Some(at) =
             Timestamp::from_second(i64::from(used)).ok().filter(|_| self.keys.is_unreported(&namespace, &name, used))
         else {
-            return;
+            return true;
         };
         let keys: Api<ApiKey> = Api::namespaced(self.client.clone(), &namespace);
         let patch = Patch::Merge(json!({"status": {"lastUsedAt": at}}));
         let params = PatchParams::default();
-        let counter = match timeout(PATIENCE, keys.patch_status(&name, &params, &patch)).await {
+        let done = match timeout(PATIENCE, keys.patch_status(&name, &params, &patch)).await {
             Ok(Ok(_)) => {
-                self.keys.reported(&namespace, &name, used);
-                &self.writes.written
+                self.writes.written.fetch_add(1, Ordering::Relaxed);
+                true
             }
             // Gone, or somebody wrote a later time, which admission does not let us take back.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 422) => {
-                self.keys.reported(&namespace, &name, used);
-                return;
-            }
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 422) => true,
             Ok(Err(error)) => {
                 let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
                 tracing::warn!(namespace, name, code, "lastUsedAt could not be written; trying again");
-                &self.writes.failed
+                false
             }
-            Err(_) => &self.writes.failed,
+            Err(_) => false,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if done {
+            self.keys.reported(&namespace, &name, used);
+        } else {
+            self.writes.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        done
     }
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use support::control_plane::output;
 use support::guardian::start_time;
 use support::tools::Tools;
+use support::verifier::{Options as VerifierOptions, Verifier, send};
 use support::{ControlPlane, Operator, retry};
 
 #[tokio::main]
@@ -74,9 +75,10 @@ async fn up(folder: &Path) -> Result<()> {
     let tools = Tools::find(&support::kubernetes_version())?;
     let tools = tools.kubectl.parent().context("kubectl is in no folder")?;
     println!(
-        "\n  export KUBECONFIG={}\n  export PATH={}:$PATH\n\nLogs are in {}. `make down` ends it.",
+        "\n  export KUBECONFIG={}\n  export PATH={}:$PATH\n\nThe verifier answers at http://{}, as in /nginx/permission=none.\nLogs are in {}. `make down` ends it.",
         folder.join("kubeconfig").display(),
         tools.display(),
+        std::fs::read_to_string(folder.join("ready"))?,
         folder.display(),
     );
     Ok(())
@@ -84,8 +86,9 @@ async fn up(folder: &Path) -> Result<()> {
 
 /// What the process that `up` leaves behind does until it is ended; its guardian then ends the rest.
 async fn keep(folder: &Path) -> Result<()> {
-    let (_plane, operator) = cluster(ControlPlane::start_in(folder, &support::kubernetes_version()).await?).await?;
-    std::fs::write(folder.join("ready"), "")?;
+    let (plane, operator) = cluster(ControlPlane::start_in(folder, &support::kubernetes_version()).await?).await?;
+    let verifier = Verifier::start(&plane, VerifierOptions::default()).await?;
+    std::fs::write(folder.join("ready"), verifier.address().to_string())?;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if start_time(operator.id()).is_none() {
@@ -134,6 +137,40 @@ async fn demo() -> Result<()> {
     println!("\nThe value of one of them, as its workload reads it (it ends with this cluster):");
     let template = r#"-o=go-template={{index .data "key-value" | base64decode}}{{"\n"}}"#;
     succeeds(&["get", "secret", "-n", "demo", "checkout-telemetry-secret", template])?;
+
+    println!(
+        "\nWhat a gateway asks of the verifier for a request with that value, on a route that needs a permission, and what it is told:"
+    );
+    let verifier = Verifier::start(&plane, VerifierOptions::default()).await?;
+    verifier.wait_ready().await?;
+    let value =
+        plane.kubectl().args(["get", "secret", "-n", "demo", "checkout-telemetry-secret", template]).output()?;
+    let value = String::from_utf8(value.stdout)?;
+    let check = async |requirement: &str| -> Result<u16> {
+        println!("\n> GET /nginx/{requirement}\n> Authorization: Bearer kws_...\n");
+        let request = format!(
+            "GET /nginx/{requirement} HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+            value.trim()
+        );
+        let answer = send(verifier.address(), request.as_bytes()).await?;
+        let told = |line: &&str| ["HTTP", "x-keywright", "www-auth"].iter().any(|start| line.starts_with(start));
+        println!("{}", answer.head.lines().filter(told).map(|line| format!("< {line}")).collect::<Vec<_>>().join("\n"));
+        Ok(answer.status)
+    };
+    ensure!(check("permission=logs.data-ingress:SendData").await? == 200, "the key may not send data");
+    ensure!(check("permission=alerts:ReadConfig").await? == 403, "the key may read alerts");
+    succeeds(&[
+        "patch",
+        "apikey",
+        "-n",
+        "demo",
+        "checkout-telemetry",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"active":false}}"#,
+    ])?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(check("permission=logs.data-ingress:SendData").await? == 401, "the key still works");
 
     println!("\nA mistake is refused at once:");
     println!("\n$ cat {MISTAKE}\n{}", std::fs::read_to_string(support::repository().join(MISTAKE))?);

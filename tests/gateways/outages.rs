@@ -85,6 +85,12 @@ async fn tls_to_the_verifier_is_checked() {
     }
     let edge = Edge { gateways: suspicious, ..edge };
     assert_closed(&edge, "a verifier with somebody else's certificate").await;
+
+    // A new certificate is served without a restart.
+    for file in ["tls.key", "tls.crt"] {
+        std::fs::copy(theirs.join(file), ours.join(file)).unwrap();
+    }
+    edge.wait_until_accepted(reader().await).await;
 }
 
 /// A route whose requirement somebody forgot.
