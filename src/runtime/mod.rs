@@ -9,3 +9,22 @@ pub mod operator;
 pub mod telemetry;
 pub mod verifier;
 pub mod verifier_metrics;
+
+use std::fmt;
+
+/// Why the process could not start or go on.
+#[derive(Debug)]
+pub struct Fatal(String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How to reach the cluster: as a Pod does, or by KUBECONFIG.
+async fn cluster_config() -> Result<kube::Config, Fatal> {
+    kube::Config::infer()
+        .await
+        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))
+}

@@ -1,13 +1,11 @@
 //! Wires the operator together. Read it from top to bottom: that is the order in which things start.
 
-use std::{
-    collections::BTreeSet, convert::Infallible, fmt, future::ready, process::ExitCode, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, future::ready, process::ExitCode, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::{api::admissionregistration::v1::ValidatingWebhookConfiguration, jiff::SignedDuration};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     runtime::{
         WatchStreamExt, applier,
         controller::{self, ReconcileRequest},
@@ -24,9 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Fatal,
     args::OperatorArgs,
     clock::Clock,
-    health,
+    cluster_config, health,
     lease::{self, Ended, LeaseConfig},
     metrics::Metrics,
 };
@@ -53,16 +52,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How many rights are remembered at most: some megabytes.
 const MOST_REMEMBERED: usize = 10_000;
 
-/// Why the operator could not start or go on.
-#[derive(Debug)]
-pub struct Fatal(String);
-
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 type Queue = mpsc::UnboundedSender<ObjectRef<ApiKey>>;
 
 /// Runs until SIGTERM or SIGINT, or until leadership is lost.
@@ -72,9 +61,7 @@ type Queue = mpsc::UnboundedSender<ObjectRef<ApiKey>>;
 #[expect(clippy::too_many_lines, reason = "one list of what starts, in its order")]
 pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let clock = Clock::system();
-    let mut config = Config::infer()
-        .await
-        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))?;
+    let mut config = cluster_config().await?;
     // Every request has its own bound; a read timeout on top would cut quiet watches.
     config.read_timeout = None;
     let client = Client::try_from(config).map_err(|error| Fatal(format!("no Kubernetes client: {error}")))?;

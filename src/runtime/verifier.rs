@@ -1,7 +1,6 @@
 //! Wires the verifier together. Read it from top to bottom: that is the order in which things start.
 
 use std::{
-    fmt,
     process::ExitCode,
     sync::{
         Arc,
@@ -11,11 +10,11 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt};
-use kube::{Client, Config, runtime::watcher::Event};
+use kube::{Client, runtime::watcher::Event};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{args::VerifierArgs, clock::Clock, health, operator::stop_signal, verifier_metrics};
+use super::{Fatal, args::VerifierArgs, clock::Clock, cluster_config, health, operator::stop_signal, verifier_metrics};
 use crate::{
     api::PermissionCatalog,
     certs::{Files, Resolver},
@@ -37,25 +36,13 @@ use crate::{
 /// How long requests are still answered after SIGTERM: until no proxy sends anything here any more.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Why the verifier could not start or go on.
-#[derive(Debug)]
-pub struct Fatal(String);
-
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If it can't start: no API server, no address to listen on.
 pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let clock = Clock::system();
-    let config = Config::infer()
-        .await
-        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))?;
+    let config = cluster_config().await?;
     let no_client = |error: kube::Error| Fatal(format!("no Kubernetes client: {error}"));
     let shutdown = CancellationToken::new();
 

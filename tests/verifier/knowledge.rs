@@ -27,6 +27,16 @@ fn lists(proxy: &Proxy) -> usize {
     proxy.requests().iter().filter(|record| is_list(record, "/apikeys")).count()
 }
 
+/// Two keys that the verifier knows, `stays` and `goes`, and their values.
+async fn two_keys(verifier: &Verifier) -> (Team, String, String) {
+    let team = Team::new().await;
+    let (stays, goes) = (team.mint("stays", &reader()).await, team.mint("goes", &reader()).await);
+    for value in [&stays, &goes] {
+        until(verifier, "permission=none", value, 200, PATIENCE).await;
+    }
+    (team, stays, goes)
+}
+
 /// B2, "fail open": an empty index lets nobody pass, and neither does one without a catalogue.
 #[tokio::test]
 async fn nobody_passes_before_every_key_and_every_catalogue_is_known() {
@@ -59,10 +69,7 @@ async fn a_cut_watch_goes_on_where_it_was_and_misses_nothing() {
     let plane = support::shared().await.plane;
     let proxy = Proxy::start(plane).unwrap();
     let verifier = start(options(&proxy, &[])).await.unwrap();
-    let team = Team::new().await;
-    let (stays, goes) = (team.mint("stays", &reader()).await, team.mint("goes", &reader()).await);
-    until(&verifier, "permission=none", &stays, 200, PATIENCE).await;
-    until(&verifier, "permission=none", &goes, 200, PATIENCE).await;
+    let (team, stays, goes) = two_keys(&verifier).await;
     let before = lists(&proxy);
     for round in 0..3 {
         // While nobody listens, a key goes and another changes.
@@ -89,10 +96,7 @@ async fn what_went_while_the_watch_could_not_go_on_is_forgotten_by_a_new_list() 
     let plane = support::shared().await.plane;
     let proxy = Proxy::start(plane).unwrap();
     let verifier = start(options(&proxy, &[])).await.unwrap();
-    let team = Team::new().await;
-    let (stays, goes) = (team.mint("stays", &reader()).await, team.mint("goes", &reader()).await);
-    until(&verifier, "permission=none", &stays, 200, PATIENCE).await;
-    until(&verifier, "permission=none", &goes, 200, PATIENCE).await;
+    let (team, stays, goes) = two_keys(&verifier).await;
     let before = lists(&proxy);
     // The apiserver no longer remembers where the watch was, and the first new list breaks off in between.
     proxy.inject(1, |record| record.is_watch() && record.path.ends_with("/apikeys"), Fault::Expire);
