@@ -102,8 +102,10 @@ where
             }
             Source::Header(name) => header(name).all(|value| take(Cow::Borrowed(value.trim_ascii()), source)),
             Source::Query(name) => {
-                let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-                pairs.filter(|(key, _)| key == name).all(|(_, value)| {
+                // By the name as it is written: a proxy that takes the parameter out looks for that and for no other
+                // way to write it.
+                let pairs = query.unwrap_or_default().split('&').filter(|pair| pair.split('=').next() == Some(name));
+                pairs.flat_map(|pair| form_urlencoded::parse(pair.as_bytes())).all(|(_, value)| {
                     let value = match value {
                         Cow::Borrowed(value) => Cow::Borrowed(value.as_bytes()),
                         Cow::Owned(value) => Cow::Owned(value.into_bytes()),
@@ -159,6 +161,7 @@ mod tests {
         assert_eq!(look(&[("authorization", "bEARER   k1 ")], ""), found("k1", "authorization"));
         assert_eq!(look(&[("x-api-key", " k1")], ""), found("k1", "header:x-api-key"));
         assert_eq!(look(&[], "a=b&api_key=k%31"), found("k1", "query:api_key"));
+        assert_eq!(look(&[], "api%5Fkey=k1"), Ok(None), "nobody could take it out");
         // Somebody else's scheme is not ours to judge.
         assert_eq!(look(&[("authorization", "Basic eDp5"), ("x-api-key", "k1")], ""), found("k1", "header:x-api-key"));
     }

@@ -1,7 +1,11 @@
 //! Turns watches into events for the index: backed off, guarded against objects that can't be read, and stripped of
 //! what nobody here needs.
 
-use std::{fmt::Debug, future::ready, time::Duration};
+use std::{
+    fmt::Debug,
+    future::ready,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt};
 use kube::{
@@ -19,21 +23,28 @@ use crate::api::{ApiKey, CREATOR_ANNOTATION};
 
 /// Pauses that stay short: a quarter of a second, then twice as long up to two seconds.
 #[derive(Debug, Default)]
-struct Short(u32);
+struct Short {
+    doubled: u32,
+    since: Option<Instant>,
+}
 
 impl Iterator for Short {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = Duration::from_millis(250 << self.0);
-        self.0 = (self.0 + 1).min(3);
+        let pause = Duration::from_millis(250 << self.doubled);
+        self.doubled = (self.doubled + 1).min(3);
+        self.since = Some(Instant::now());
         Some(pause)
     }
 }
 
 impl Backoff for Short {
     fn reset(&mut self) {
-        self.0 = 0;
+        // Each try of a list begins with an event of its own, which is no success.
+        if self.since.is_none_or(|since| since.elapsed() > Duration::from_secs(5)) {
+            self.doubled = 0;
+        }
     }
 }
 

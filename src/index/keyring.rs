@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-/// Every key. Reads do not wait for each other, and for a write only as long as one key takes.
+/// Every key. Reads do not wait for each other, and for a change of a key only as long as that takes; a new catalogue and
+/// the end of a new list take longer, and are rare.
 pub struct Keyring {
     state: RwLock<State>,
     // Keyed by chance, so that nobody can make up keys that all land in one place.
@@ -356,7 +357,7 @@ impl Keyring {
             .iter_hash(hash)
             .filter(|place| state.digest(**place) == Some(digest))
             .filter_map(|place| Some((*place, state.records.get(place.slot())?)))
-            .min_by_key(|(_, record)| state.age(record));
+            .min_by_key(|(place, record)| (state.age(record), place.is_other()));
         let known = owner.map(|(place, record)| {
             let ends = match &record.other {
                 Some(other) if place.is_other() => other.1,
@@ -405,10 +406,10 @@ impl Keyring {
 
     /// Whether a use of a key still has to be reported, after somebody else may have done it.
     #[must_use]
-    pub fn is_unreported(&self, namespace: &str, name: &str, used: u32) -> bool {
-        self.read()
-            .of(&self.hasher, namespace, name)
-            .is_some_and(|record| record.reported.load(Ordering::Relaxed) < used)
+    pub fn is_unreported(&self, namespace: &str, name: &str, used: u32, interval: u32) -> bool {
+        let state = self.read();
+        let record = state.of(&self.hasher, namespace, name);
+        record.is_some_and(|record| used.saturating_sub(record.reported.load(Ordering::Relaxed)) >= interval.max(1))
     }
 
     /// A use was reported: nobody has to wait until the watch says so.
@@ -824,7 +825,7 @@ pub(crate) mod tests {
         touch(10_000);
         let due = ("shop".to_owned(), "k".to_owned(), 10_000);
         assert_eq!(keys.used_since(3600, 10), [due]);
-        assert!(keys.is_unreported("shop", "k", 10_000));
+        assert!(keys.is_unreported("shop", "k", 10_000, 3600));
         keys.reported("shop", "k", 10_000);
         touch(13_000);
         assert_eq!(keys.used_since(3600, 10), [], "told less than an hour ago");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt};
-use kube::{Client, runtime::watcher::Event};
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,7 @@ use crate::{
     },
     verify::{
         Options, Verifier,
-        freshness::{Freshness, WATCH},
+        freshness::{Freshness, Stage, WATCH},
         journal::{Journal, Sampling},
         last_used::LastUsed,
         server,
@@ -52,10 +52,11 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let lists = Arc::new(AtomicU64::new(0));
     let keys_client = freshness.keys().client(config.clone(), clock.clone()).map_err(no_client)?;
     let catalogs_client = freshness.catalogs().client(config.clone(), clock.clone()).map_err(no_client)?;
-    let mut tasks = vec![
-        tokio::spawn(feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists))),
-        tokio::spawn(feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone())),
-    ];
+    let mut keys_feed =
+        tokio::spawn(feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists)));
+    let mut catalogs_feed =
+        tokio::spawn(feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()));
+    let mut tasks = vec![];
 
     let permission = Some(args.introspection_permission).filter(|permission| permission != "off");
     let verifier = Arc::new(Verifier {
@@ -99,7 +100,7 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| Fatal(format!("--address {}: {error}", args.address)))?;
     let handle = axum_server::Handle::new();
-    let checks = tokio::spawn(server::serve(Arc::clone(&verifier), listener, tls, handle.clone()));
+    let mut checks = tokio::spawn(server::serve(Arc::clone(&verifier), listener, tls, handle.clone()));
 
     // Health and metrics.
     let metrics = verifier_metrics::registry(verifier_metrics::Sources {
@@ -118,14 +119,23 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     }));
     tracing::info!(address = %args.address, health = %args.health_address, "started");
 
-    stop_signal().await;
+    // What must not end has ended: whoever goes on without it answers from what once was.
+    let ended = tokio::select! {
+        () = stop_signal() => None,
+        _ = &mut checks => Some("the listener"),
+        _ = &mut keys_feed => Some("the watch of ApiKeys"),
+        _ = &mut catalogs_feed => Some("the watch of PermissionCatalogs"),
+    };
+    if let Some(what) = ended {
+        return Err(Fatal(format!("{what} has ended, which it never should")));
+    }
     tracing::info!("stopping");
     // Not ready from here on, so that nothing new is sent here; what comes all the same is answered.
     shutdown.cancel();
     tokio::time::sleep(DRAIN).await;
     handle.graceful_shutdown(Some(DRAIN));
     let _ = tokio::time::timeout(DRAIN, checks).await;
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    tasks.iter().chain([&keys_feed, &catalogs_feed]).for_each(tokio::task::JoinHandle::abort);
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -134,12 +144,11 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
 async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
     let mut events = std::pin::pin!(feed::raw::<WireKey>(client, Pace::Brisk(WATCH)));
     while let Some(event) = events.next().await {
-        let listed = matches!(event, Event::InitDone);
+        let stage = Stage::of(&event);
         wire::apply(&keys, event);
-        freshness.keys().beat(clock.exact());
-        if listed {
+        freshness.keys().heard(stage, clock.exact());
+        if stage == Stage::Listed {
             lists.fetch_add(1, Ordering::Relaxed);
-            freshness.keys().synced();
             let size = keys.size();
             tracing::info!(keys = size.keys, digests = size.digests, bytes = size.bytes, "all ApiKeys are known");
         }
@@ -147,16 +156,14 @@ async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clo
 }
 
 /// PermissionCatalogs into the keyring.
-async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness) {
+async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock) {
     let mut catalogs = Catalogs::default();
     let mut events = std::pin::pin!(feed::watch_at::<PermissionCatalog>(client, |_| {}, Pace::Brisk(WATCH)));
     while let Some(event) = events.next().await {
         if catalogs.apply(&event) {
             keys.set_catalog(catalogs.merged());
         }
-        if catalogs.is_synced() {
-            freshness.catalogs().synced();
-        }
+        freshness.catalogs().heard(Stage::of(&event), clock.exact());
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     domain::{
         credential::Credential,
         key::{self, Digest},
+        redact::redact,
         requirement::{Misconfigured, Requirement},
         verification::Reason,
     },
@@ -165,7 +166,7 @@ fn standing(known: &Known<'_>, now: Timestamp, identity: impl Fn() -> Identity) 
 
 fn misconfigured(error: &Misconfigured) -> Refusal {
     let mut description = String::new();
-    push_printable(&mut description, &error.to_string());
+    push_printable(&mut description, &redact(&error.to_string()));
     Refusal { description: description.into(), ..Refusal::of(Reason::Misconfigured) }
 }
 
@@ -288,7 +289,9 @@ pub(crate) mod tests {
         let value = value();
         let keys = keyring(&value, |key| key.spec.active = Some(false));
         for sent in [value.clone(), format!("{value}x"), format!("{value},{value}"), "kws_0123456789".to_owned()] {
-            for route in ["permission=none", "permission=c:Read", ""] {
+            // Also where a proxy is configured so badly that the client writes the requirement.
+            let (name, permission) = (format!("{sent}=x"), format!("permission={sent}:x"));
+            for route in ["permission=none", "permission=c:Read", "", &sent, &name, &permission] {
                 let refusal = judge(&keys, &sent, route).unwrap_err();
                 assert!(!format!("{refusal:?}").contains(&sent[4..]), "{refusal:?}");
             }

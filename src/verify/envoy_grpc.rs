@@ -25,8 +25,8 @@ use crate::domain::{
 /// The path of the one method.
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// A request may be as large as the headers that Envoy lets through, and what Envoy says besides.
-const LARGEST: usize = 1 << 20;
+/// The headers that Envoy lets through by default (60 KiB), the path once more, and what Envoy says besides.
+const LARGEST: usize = 128 << 10;
 
 /// Answers one call.
 pub async fn call<B>(verifier: Arc<Verifier>, request: Request<B>) -> Response<tonic::body::Body>
@@ -112,7 +112,9 @@ fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest)
     // To many upstreams X_Keywright_User, or X.Keywright.User, is the same header: what a client sends by such a name never
     // arrives.
     let alike = |name: &&Bytes| answer::IDENTITY.iter().any(|own| is_alike(name, own));
-    answer.headers_to_remove.extend(request.headers.iter().map(|pair| &pair.key).filter(alike).cloned());
+    let raw = request.header_map.iter().flat_map(|map| &map.headers).map(|header| &header.key);
+    let names = request.headers.iter().map(|pair| &pair.key).chain(raw);
+    answer.headers_to_remove.extend(names.filter(alike).cloned());
     answer
 }
 
@@ -348,7 +350,7 @@ mod tests {
         verify::{
             Options,
             decision::tests::keyring,
-            freshness::Freshness,
+            freshness::{Freshness, Stage},
             journal::{Journal, Sampling},
         },
     };
@@ -357,10 +359,9 @@ mod tests {
 
     fn verifier() -> Verifier {
         let freshness = Freshness::default();
-        freshness.keys().beat(Timestamp::from_second(1000).unwrap());
-        freshness.catalogs().beat(Timestamp::from_second(1000).unwrap());
-        freshness.keys().synced();
-        freshness.catalogs().synced();
+        for heartbeat in [freshness.keys(), freshness.catalogs()] {
+            heartbeat.heard(Stage::Listed, Timestamp::from_second(1000).unwrap());
+        }
         Verifier {
             keys: Arc::new(keyring(VALUE, |_| {})),
             freshness,

@@ -11,7 +11,7 @@ use std::{
 
 use http::Response;
 use jiff::Timestamp;
-use kube::{Client, Config, client::ClientBuilder};
+use kube::{Client, Config, client::ClientBuilder, runtime::watcher::Event};
 
 use crate::{domain::verification::Reason, runtime::clock::Clock};
 
@@ -22,6 +22,29 @@ pub struct Freshness {
     catalogs: Heartbeat,
 }
 
+/// Where a watch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A list begins, for the first time or again.
+    Listing,
+    /// It is complete.
+    Listed,
+    /// Something of a list or a watch came.
+    Watching,
+}
+
+impl Stage {
+    /// The stage that an event tells.
+    #[must_use]
+    pub const fn of<K>(event: &Event<K>) -> Self {
+        match event {
+            Event::Init => Self::Listing,
+            Event::InitDone => Self::Listed,
+            Event::InitApply(_) | Event::Apply(_) | Event::Delete(_) => Self::Watching,
+        }
+    }
+}
+
 /// The life of one watch.
 #[derive(Clone, Debug, Default)]
 pub struct Heartbeat(Arc<Beat>);
@@ -29,20 +52,33 @@ pub struct Heartbeat(Arc<Beat>);
 #[derive(Debug, Default)]
 struct Beat {
     synced: AtomicBool,
+    /// Everything is being listed anew: what is known is as old as it was when that began, until it is complete.
+    listing: AtomicBool,
     /// In milliseconds since 1970. By the clock of the wall: a machine that slept must not believe that it is up to
     /// date.
     at: AtomicI64,
 }
 
 impl Heartbeat {
-    /// The API server was heard.
+    /// The API server was heard. A page of a list is no news before the last one is there: what went meanwhile is
+    /// known only then.
     pub fn beat(&self, now: Timestamp) {
-        self.0.at.store(now.as_millisecond(), Ordering::Relaxed);
+        if !self.0.listing.load(Ordering::Relaxed) {
+            self.0.at.store(now.as_millisecond(), Ordering::Relaxed);
+        }
     }
 
-    /// Everything was listed.
-    pub fn synced(&self) {
-        self.0.synced.store(true, Ordering::Release);
+    /// Takes in what an event says of the life of the watch; after what it says of objects.
+    pub fn heard(&self, stage: Stage, now: Timestamp) {
+        match stage {
+            Stage::Listing => self.0.listing.store(true, Ordering::Relaxed),
+            Stage::Listed => {
+                self.0.listing.store(false, Ordering::Relaxed);
+                self.beat(now);
+                self.0.synced.store(true, Ordering::Release);
+            }
+            Stage::Watching => self.beat(now),
+        }
     }
 
     /// A client whose requests serve one watch: each answer of the API server is a beat. Watches are short (see
@@ -110,16 +146,26 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let minute = Some(Duration::from_mins(1));
         let freshness = Freshness::default();
-        freshness.keys().beat(at(100));
-        freshness.keys().synced();
+        freshness.keys().heard(Stage::Listing, at(90));
+        freshness.keys().heard(Stage::Watching, at(95));
+        freshness.keys().heard(Stage::Listed, at(100));
         assert_eq!(freshness.check(at(100), minute), Err(Reason::NotSynced), "catalogues were not listed");
-        freshness.catalogs().beat(at(110));
-        freshness.catalogs().synced();
+        freshness.catalogs().heard(Stage::Listed, at(110));
         assert_eq!(freshness.check(at(160), minute), Ok(()));
         assert_eq!(freshness.check(at(161), minute), Err(Reason::Stale), "the older of the two counts");
         assert_eq!(freshness.check(at(100_000), None), Ok(()));
         freshness.keys().beat(at(161));
         assert_eq!(freshness.check(at(170), minute), Ok(()));
+        // A list that never comes to its end is no news, however often it is begun.
+        for second in 171..230 {
+            freshness.keys().heard(Stage::Listing, at(second));
+            freshness.keys().heard(Stage::Watching, at(second));
+            freshness.keys().beat(at(second));
+            freshness.catalogs().beat(at(second));
+        }
+        assert_eq!(freshness.check(at(230), minute), Err(Reason::Stale));
+        freshness.keys().heard(Stage::Listed, at(230));
+        assert_eq!(freshness.check(at(230), minute), Ok(()));
         // A clock that goes back is no reason to refuse.
         assert_eq!(freshness.age(at(50)), Some(Duration::ZERO));
     }

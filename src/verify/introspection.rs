@@ -45,11 +45,13 @@ struct Answer {
     team: Option<String>,
 }
 
-/// Answers a request whose body is there.
+/// Whether somebody may not ask: by the head alone, before anything else is read.
+///
+/// The answer, if they may not.
 #[must_use]
-pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
+pub fn refuse(verifier: &Verifier, head: &Parts) -> Option<Response<Full<Bytes>>> {
     let Some(permission) = &verifier.options.introspection_permission else {
-        return plain(StatusCode::NOT_FOUND, "introspection is off: see --introspection-permission");
+        return Some(plain(StatusCode::NOT_FOUND, "introspection is off: see --introspection-permission"));
     };
     // Only the header: the body is where the other key is.
     let own = [Source::Authorization];
@@ -57,9 +59,13 @@ pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<B
     let credential = credential::find(&own, header, None);
     let requirement = Requirement::of([("permission".into(), permission.as_str().into())], None);
     let traceparent = || head.headers.get("traceparent").map(HeaderValue::as_bytes);
-    if let Err(refusal) = verifier.decide(FrontEnd::Introspection, &credential, requirement, traceparent) {
-        return answer::refuse(&refusal);
-    }
+    let verdict = verifier.decide(FrontEnd::Introspection, &credential, requirement, traceparent);
+    verdict.err().map(|refusal| answer::refuse(&refusal))
+}
+
+/// Answers somebody who may ask.
+#[must_use]
+pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
     let form = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form = form.is_some_and(|form| {
         form.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")

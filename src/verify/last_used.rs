@@ -66,7 +66,7 @@ impl LastUsed {
         loop {
             looks.tick().await;
             let due = self.keys.used_since(seconds, PER_SECOND);
-            let writes = stream::iter(due).map(|(namespace, name, used)| self.write(namespace, name, used));
+            let writes = stream::iter(due).map(|(namespace, name, used)| self.write(namespace, name, used, seconds));
             let done: Vec<_> = writes.buffer_unordered(CONCURRENCY).collect().await;
             // A right that is lacking, or an API server that is away, is not asked for fifty times a second.
             if done.contains(&false) {
@@ -76,10 +76,11 @@ impl LastUsed {
     }
 
     /// Whether there is nothing left to do for this use.
-    async fn write(&self, namespace: String, name: String, used: u32) -> bool {
+    async fn write(&self, namespace: String, name: String, used: u32, interval: u32) -> bool {
         // Another replica may have been faster since.
-        let Some(at) =
-            Timestamp::from_second(i64::from(used)).ok().filter(|_| self.keys.is_unreported(&namespace, &name, used))
+        let Some(at) = Timestamp::from_second(i64::from(used))
+            .ok()
+            .filter(|_| self.keys.is_unreported(&namespace, &name, used, interval))
         else {
             return true;
         };

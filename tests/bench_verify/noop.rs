@@ -47,7 +47,9 @@ impl Service<Request<Incoming>> for Noop {
         Box::pin(async move {
             if request.uri().path() == envoy_grpc::PATH {
                 let codec = tonic_prost::ProstCodec::<CheckResponse, CheckRequest>::default();
-                return Ok(tonic::server::Grpc::new(codec).unary(Noop, request).await.map(Either::Right));
+                let mut grpc = tonic::server::Grpc::new(codec);
+                let call = grpc.unary(Noop, request);
+                return Ok(server::within_patience(async { call.await.map(Either::Right) }).await);
             }
             let mut response = Response::new(Full::<Bytes>::default());
             response.headers_mut().insert("x-keywright-team", HeaderValue::from_static("shop"));

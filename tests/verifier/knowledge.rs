@@ -142,6 +142,27 @@ async fn without_the_api_server_the_last_state_is_served_for_a_bounded_time() {
     tokio::join!(dead(Fault::Refuse(503)), dead(Fault::Delay(Duration::from_mins(10))));
 }
 
+/// A list that is begun again and again and never comes to its end is no news: what was revoked meanwhile would pass for
+/// ever.
+#[tokio::test]
+async fn a_list_that_never_ends_makes_what_is_known_old() {
+    let plane = support::shared().await.plane;
+    let team = Team::new().await;
+    let value = team.mint("k", &reader()).await;
+    let proxy = Proxy::start(plane).unwrap();
+    let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
+    until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+    let is_keys = |record: &Record| record.path.ends_with("/apikeys");
+    proxy.inject(1, move |record| record.is_watch() && is_keys(record), Fault::Expire);
+    let refused = proxy.inject_times(1, usize::MAX, |record| is_list(record, "/apikeys"), Fault::Refuse(500));
+    proxy.cut_watches();
+    until(&verifier, "permission=none", &value, 503, 2 * PATIENCE).await;
+    assert!(refused.struck() > 10, "it tried");
+    assert!(refused.struck() < 100, "{} times: not without a pause", refused.struck());
+    proxy.heal();
+    until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+}
+
 /// A quiet cluster is not a silent one: each watch that begins is heard.
 #[tokio::test]
 async fn a_quiet_hour_makes_nothing_stale() {
