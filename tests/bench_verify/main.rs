@@ -76,8 +76,8 @@ async fn main() -> Result<()> {
         settle(&admin).await?;
         rows.push(measure(&plane, &admin, &noop, size).await?);
     }
-    let proxied = proxied::measure(&plane, &noop, seeded).await?;
     print(&rows);
+    let proxied = proxied::measure(&plane, &noop, seeded).await?;
     proxied::print(&proxied);
     plot::write(&rows, &proxied)?;
     Ok(())
