@@ -11,6 +11,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt};
 use kube::Client;
+use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -95,7 +96,13 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         resolver
     });
     let tls = certificate.as_ref().map(Resolver::server_config).transpose();
-    let tls = tls.map_err(|error| Fatal(format!("no TLS: {error}")))?.map(Arc::new);
+    let tls = tls.map_err(|error| Fatal(format!("no TLS: {error}")))?.map(|mut config| {
+        // No session outlives its connection: nginx keeps with a session what it thought of the certificate, and would
+        // refuse a good one for as long as it resumes one that was not.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    });
     let listener = std::net::TcpListener::bind(args.address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| Fatal(format!("--address {}: {error}", args.address)))?;
