@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{ApiKey, CREATOR_ANNOTATION};
 
-/// Pauses that stay short: a quarter of a second, then twice as long up to one second. While a watch pauses, nobody hears of
+/// Pauses that stay short: a quarter of a second, then half a second. While a watch pauses, nobody hears of
 /// what is revoked.
 #[derive(Debug, Default)]
 struct Short {
@@ -34,7 +34,7 @@ impl Iterator for Short {
 
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(250 << self.doubled);
-        self.doubled = (self.doubled + 1).min(2);
+        self.doubled = (self.doubled + 1).min(1);
         self.since = Some(Instant::now());
         Some(pause)
     }
