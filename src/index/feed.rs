@@ -21,8 +21,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{ApiKey, CREATOR_ANNOTATION};
 
-/// Pauses that stay short: a quarter of a second, then half a second. While a watch pauses, nobody hears of
-/// what is revoked.
+/// Pauses that stay short: a quarter of a second, then twice as long up to two seconds.
 #[derive(Debug, Default)]
 struct Short {
     doubled: u32,
@@ -34,7 +33,7 @@ impl Iterator for Short {
 
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(250 << self.doubled);
-        self.doubled = (self.doubled + 1).min(1);
+        self.doubled = (self.doubled + 1).min(3);
         self.since = Some(Instant::now());
         Some(pause)
     }
