@@ -638,12 +638,6 @@ impl Known<'_> {
         (self.ends != NEVER).then_some(self.ends)
     }
 
-    /// When the ApiKey was created, in seconds since 1970.
-    #[must_use]
-    pub fn created(&self) -> u32 {
-        self.record.created
-    }
-
     /// The permissions that it has by the catalogue as it is now.
     pub fn permissions(&self) -> impl Iterator<Item = &str> {
         let names = &self.state.numbers.names;

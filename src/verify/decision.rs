@@ -91,6 +91,20 @@ pub fn decide(
     requirement: Result<Requirement<'_>, Misconfigured>,
     now: Timestamp,
 ) -> Result<Identity, Refusal> {
+    decide_and(keys, credential, requirement, now, |identity, _| identity)
+}
+
+/// As [`decide`], and hands the key of a request that passes to `then`, as it was when that was decided.
+///
+/// # Errors
+/// Why it may not pass.
+pub fn decide_and<T>(
+    keys: &Keyring,
+    credential: &Credential<'_>,
+    requirement: Result<Requirement<'_>, Misconfigured>,
+    now: Timestamp,
+    then: impl FnOnce(Identity, &Known<'_>) -> T,
+) -> Result<T, Refusal> {
     // First, so that a route that nobody may pass is noticed by whoever tries it.
     let requirement = requirement.map_err(|error| misconfigured(&error))?;
     let value = match credential {
@@ -139,7 +153,7 @@ pub fn decide(
             return Err(Refusal { scope: Some(scope), ..Refusal::about(Reason::LacksPermission, key, description) });
         }
         known.touch(now);
-        Ok(identity())
+        Ok(then(identity(), &known))
     })
 }
 

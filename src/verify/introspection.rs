@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::{Verifier, answer, decision, journal::FrontEnd};
 use crate::domain::{
     credential::{self, Credential, Source},
-    key::Digest,
     requirement::Requirement,
 };
 
@@ -83,22 +82,19 @@ fn introspect(verifier: &Verifier, token: &[u8]) -> Answer {
     let source = Source::Authorization;
     let credential = Credential::One(token.into(), &source);
     let any = Requirement::of([("permission".into(), crate::domain::requirement::NONE.into())], None);
-    let Ok(key) = decision::decide(&verifier.keys, &credential, any, now) else { return Answer::default() };
-    verifier.keys.look_up(&Digest::of(token), |_, known| {
-        let Some(known) = known else { return Answer::default() };
-        Answer {
-            active: true,
-            scope: Some(known.permissions().collect::<Vec<_>>().join(" ")),
-            username: Some(key.user.clone()).filter(|user| !user.is_empty()),
-            token_type: Some("Bearer"),
-            exp: known.ends().map(|end| end.div_euclid(1000)),
-            sub: Some(if key.user.is_empty() { key.id.clone() } else { key.user }),
-            client_id: Some(key.id),
-            name: Some(key.name),
-            key_type: Some(answer::type_name(key.key_type)),
-            team: Some(key.team),
-        }
-    })
+    let answer = decision::decide_and(&verifier.keys, &credential, any, now, |key, known| Answer {
+        active: true,
+        scope: Some(known.permissions().collect::<Vec<_>>().join(" ")),
+        username: Some(key.user.clone()).filter(|user| !user.is_empty()),
+        token_type: Some("Bearer"),
+        exp: known.ends().map(|end| end.div_euclid(1000)),
+        sub: Some(if key.user.is_empty() { key.id.clone() } else { key.user }),
+        client_id: Some(key.id),
+        name: Some(key.name),
+        key_type: Some(answer::type_name(key.key_type)),
+        team: Some(key.team),
+    });
+    answer.unwrap_or_default()
 }
 
 /// An answer that is no decision.

@@ -13,7 +13,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 
-use crate::support::{ControlPlane, free_port, retry};
+use crate::support::{ControlPlane, free_port, process::memory, retry};
 
 /// A running server. Dropping it kills it.
 pub struct Server {
@@ -85,18 +85,12 @@ impl Server {
 
     /// The memory that it occupies now, in bytes.
     pub fn memory(&self) -> Result<u64> {
-        self.status("VmRSS:")
+        memory(self.child.id(), "VmRSS:")
     }
 
     /// The most that it ever occupied.
     pub fn peak_memory(&self) -> Result<u64> {
-        self.status("VmHWM:")
-    }
-
-    fn status(&self, name: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("it is gone")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        memory(self.child.id(), "VmHWM:")
     }
 }
 

@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use keywright::api::ApiKey;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use support::gateways::{Answer, Gateway, Kind, Upstream};
 use support::verifier::{Options as VerifierOptions, Verifier};
-use support::{PATIENCE, eventually};
+use support::{PATIENCE, eventually, from_now};
 use tokio::sync::OnceCell;
 
 /// The namespace whose keys alone may pass at `/ingest/`, as the examples say.
@@ -133,13 +133,6 @@ pub(crate) fn mark() -> String {
 /// `Authorization: Bearer VALUE`.
 pub(crate) fn bearer(value: &str) -> String {
     format!("Bearer {value}")
-}
-
-/// So many seconds from now, as RFC 3339 with whole seconds.
-#[allow(clippy::disallowed_methods, reason = "tests live in real time")]
-pub(crate) fn from_now(seconds: i64) -> String {
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
-    (now + SignedDuration::from_secs(seconds)).to_string()
 }
 
 /// The keys of a namespace, and an administrator.

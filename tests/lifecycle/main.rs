@@ -32,7 +32,7 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use support::control_plane::output;
 use support::keys::{condition, value_of};
-use support::{ControlPlane, Operator, Options, PATIENCE, Proxy, Release, eventually, retry};
+use support::{ControlPlane, Operator, Options, PATIENCE, Proxy, Release, eventually, from_now, retry};
 use tokio::sync::{OnceCell, RwLock};
 
 /// How often the operator looks at each Secret here.
@@ -165,13 +165,6 @@ pub(crate) fn spec_with(more: Value) -> Value {
     let (Value::Object(fields), Value::Object(more)) = (&mut spec, more) else { panic!("not an object") };
     fields.extend(more);
     spec
-}
-
-/// So many seconds from now, as RFC 3339 with whole seconds.
-#[allow(clippy::disallowed_methods, reason = "tests live in real time")]
-pub(crate) fn from_now(seconds: i64) -> String {
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
-    (now + SignedDuration::from_secs(seconds)).to_string()
 }
 
 /// A namespace, and an administrator who works there.

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::OnceCell;
@@ -146,6 +147,12 @@ pub fn target() -> Result<PathBuf> {
     let binary = std::env::current_exe()?;
     let target = binary.ancestors().find(|folder| folder.join(".rustc_info.json").exists());
     Ok(target.context("this binary is not in Cargo's target folder")?.to_owned())
+}
+
+/// So many seconds from now, as RFC 3339 with whole seconds, as Kubernetes keeps times.
+pub fn from_now(seconds: i64) -> String {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+    (now + SignedDuration::from_secs(seconds)).to_string()
 }
 
 /// The folder of the repository.

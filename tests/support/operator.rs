@@ -16,6 +16,7 @@ use kube::api::{Api, Patch, PatchParams};
 
 use super::control_plane::{output, tail};
 use super::guardian::Guardian;
+use super::process::memory;
 use super::{ControlPlane, PATIENCE, free_port, repository, retry, serial};
 
 /// The namespace that the chart is installed into.
@@ -188,18 +189,12 @@ impl Operator {
 
     /// The memory that it occupies now, in bytes.
     pub fn memory(&self) -> Result<u64> {
-        self.memory_line("VmRSS:")
-    }
-
-    fn memory_line(&self, name: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the operator is gone")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        memory(self.id, "VmRSS:")
     }
 
     /// The most memory that it ever occupied, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
-        self.memory_line("VmHWM:")
+        memory(self.id, "VmHWM:")
     }
 
     /// Asks it to stop, as Kubernetes does before it removes a pod, and waits until it has.

@@ -81,3 +81,10 @@ impl Drop for Process {
 pub fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
+
+/// What the kernel says of the memory of a process, in bytes: `VmRSS:` is now, `VmHWM:` the most ever.
+pub fn memory(id: u32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the process is gone")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}

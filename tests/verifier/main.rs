@@ -19,14 +19,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use keywright::api::ApiKey;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use support::keys::{apply, settled, value_of};
 use support::verifier::{Answer, Options, Verifier, send};
-use support::{PATIENCE, eventually};
+use support::{PATIENCE, eventually, from_now};
 use tokio::sync::OnceCell;
 
 /// How soon a change has to be in force.
@@ -130,11 +129,4 @@ async fn until(verifier: &Verifier, requirement: &str, value: &str, status: u16,
         Ok(answer)
     })
     .await
-}
-
-/// So many seconds from now, as RFC 3339 with whole seconds.
-#[allow(clippy::disallowed_methods, reason = "tests live in real time")]
-fn from_now(seconds: i64) -> String {
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
-    (now + SignedDuration::from_secs(seconds)).to_string()
 }
