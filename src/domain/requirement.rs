@@ -86,7 +86,12 @@ impl<'a> Requirement<'a> {
     /// # Errors
     /// As [`Self::of`].
     pub fn of_segment(segment: &'a str, default: Option<&'a str>) -> Result<Self, Misconfigured> {
-        Self::of(form_urlencoded::parse(segment.as_bytes()), default)
+        // Few segments have anything to decode, and each request has one.
+        if segment.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
+            Self::of(form_urlencoded::parse(segment.as_bytes()), default)
+        } else {
+            Self::of(plain(segment), default)
+        }
     }
 
     /// The permissions that the key must have, all of them.
@@ -99,6 +104,12 @@ impl<'a> Requirement<'a> {
     pub fn accepts(&self, team: &str) -> bool {
         self.teams.as_ref().is_none_or(|teams| parts(teams).any(|accepted| accepted == team))
     }
+}
+
+/// The pairs of a segment in which nothing is encoded.
+fn plain(segment: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    let pairs = segment.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(name, value)| (name.into(), value.into()))
 }
 
 /// The parts between commas. A list is read each time it is asked, so that no request has to keep one.
@@ -146,6 +157,16 @@ mod tests {
         ] {
             let error = read(segment).unwrap_err();
             assert!(error.contains(why), "{segment}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_segment_without_anything_to_decode_reads_as_if_it_were_decoded() {
+        for segment in
+            ["", "&", "a", "=", "a=", "=a", "&a&&b=c&", "a==b=", "permission=a:Read,b:Write&team=x", "\u{e9}=\u{fc}"]
+        {
+            let decoded: Vec<_> = form_urlencoded::parse(segment.as_bytes()).collect();
+            assert_eq!(plain(segment).collect::<Vec<_>>(), decoded, "{segment}");
         }
     }
 
