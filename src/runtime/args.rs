@@ -1,7 +1,7 @@
 //! The command line. Every argument can be given by the environment as well; the chart uses arguments, so that
 //! `kubectl describe` shows how a replica runs.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -177,6 +177,11 @@ pub struct VerifierArgs {
     /// plain HTTP, for a proxy on the same machine or a mesh that encrypts.
     #[arg(long, env = "KEYWRIGHT_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
+
+    /// How many connections may be open at a time; more are turned away. Each takes 25 kB, and 50 kB
+    /// if requests have long heads.
+    #[arg(long, env = "KEYWRIGHT_MAX_CONNECTIONS", default_value = "1024")]
+    pub max_connections: NonZeroUsize,
 
     /// Where keys are read from: authorization (Authorization: Bearer KEY), header:NAME or query:NAME. Several may be
     /// given; a request that carries two keys is refused.

@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`, over plain HTTP inside the Pod's network.
 
-use std::sync::Arc;
+use std::{io, net::TcpListener, sync::Arc};
 
 use axum::{
     Router,
@@ -9,9 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use axum_server::Handle;
 use futures::future::BoxFuture;
-
 use prometheus_client::registry::Registry;
+
+use super::listener::{self, Places};
 
 /// Says why the process is not ready.
 pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -30,6 +32,18 @@ pub fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
         .with_state(Health { ready, metrics })
+}
+
+/// How many connections these endpoints have at a time: a kubelet, a few Prometheus.
+const CONNECTIONS: usize = 64;
+
+/// Serves the three endpoints for as long as the process lasts.
+///
+/// # Errors
+/// If the socket can't be used.
+pub async fn serve(listener: TcpListener, ready: Readiness, metrics: Arc<Registry>) -> io::Result<()> {
+    let router = router(ready, metrics);
+    listener::serve(listener, None, Handle::new(), Places::new(CONNECTIONS), move || router.clone()).await
 }
 
 async fn readyz(State(health): State<Health>) -> Response {

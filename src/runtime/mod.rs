@@ -1,9 +1,10 @@
-//! The edges of the process: arguments, wiring, election, readiness, shutdown, telemetry, metrics and the clock.
+//! The edges of the process: arguments, wiring, listeners, election, readiness, shutdown, telemetry, metrics and the clock.
 
 pub mod args;
 pub mod clock;
 pub mod health;
 pub mod lease;
+pub mod listener;
 pub mod metrics;
 pub mod operator;
 pub mod telemetry;

@@ -14,7 +14,6 @@ use kube::{
     },
 };
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -27,6 +26,7 @@ use super::{
     clock::Clock,
     cluster_config, health,
     lease::{self, Ended, LeaseConfig},
+    listener::{self, Places},
     metrics::Metrics,
 };
 use crate::{
@@ -48,6 +48,9 @@ use crate::{
 
 /// How long the webhook keeps answering after SIGTERM: until no API server sends anything here any more.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How many connections the webhook has at a time: a few of each API server, and whoever else comes to see it.
+const WEBHOOK_CONNECTIONS: usize = 1024;
 
 /// How many rights are remembered at most: some megabytes.
 const MOST_REMEMBERED: usize = 10_000;
@@ -148,28 +151,16 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         clock: clock.clone(),
         metrics: metrics.clone(),
     });
-    let listener = std::net::TcpListener::bind(args.webhook_address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|error| Fatal(format!("--webhook-address {}: {error}", args.webhook_address)))?;
+    let socket = listener::bind("--webhook-address", args.webhook_address)?;
     let webhook_server = tokio::spawn({
-        let tls = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(tls));
-        let handle = webhook.clone();
-        async move {
-            let server = axum_server::from_tcp_rustls(listener, tls).map(|server| server.handle(handle));
-            match server {
-                Ok(server) => server.serve(router.into_make_service()).await,
-                Err(error) => Err(error),
-            }
-        }
+        let (tls, handle, places) = (Some(Arc::new(tls)), webhook.clone(), Places::new(WEBHOOK_CONNECTIONS));
+        async move { listener::serve(socket, tls, handle, places, move || router.clone()).await }
     });
 
     // Health and metrics.
     let readiness = Readiness::start(&args, client.clone(), Arc::clone(&index), shutdown.clone());
-    let health = TcpListener::bind(args.health_address)
-        .await
-        .map_err(|error| Fatal(format!("--health-address {}: {error}", args.health_address)))?;
-    let health_router = health::router(readiness.probe(), metrics.registry());
-    let health_server = tokio::spawn(axum::serve(health, health_router).into_future());
+    let socket = listener::bind("--health-address", args.health_address)?;
+    let health_server = tokio::spawn(health::serve(socket, readiness.probe(), metrics.registry()));
 
     // The one that leads writes.
     let mut lease_config = LeaseConfig::new(&args.pod_namespace, &args.lease_name, &args.pod_name);

@@ -12,10 +12,17 @@ use std::{
 use futures::{FutureExt, StreamExt};
 use kube::Client;
 use rustls::server::NoServerSessionStorage;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fatal, args::VerifierArgs, clock::Clock, cluster_config, health, operator::stop_signal, verifier_metrics};
+use super::{
+    Fatal,
+    args::VerifierArgs,
+    clock::Clock,
+    cluster_config, health,
+    listener::{self, Places},
+    operator::stop_signal,
+    verifier_metrics,
+};
 use crate::{
     api::PermissionCatalog,
     certs::{Files, Resolver},
@@ -103,26 +110,25 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         config.send_tls13_tickets = 0;
         Arc::new(config)
     });
-    let listener = std::net::TcpListener::bind(args.address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|error| Fatal(format!("--address {}: {error}", args.address)))?;
+    let socket = listener::bind("--address", args.address)?;
+    let places = Places::new(args.max_connections.get());
     let handle = axum_server::Handle::new();
-    let mut checks = tokio::spawn(server::serve(Arc::clone(&verifier), listener, tls, handle.clone()));
+    let mut checks =
+        tokio::spawn(server::serve(Arc::clone(&verifier), socket, tls, handle.clone(), Arc::clone(&places)));
 
     // Health and metrics.
     let metrics = verifier_metrics::registry(verifier_metrics::Sources {
         verifier: Arc::clone(&verifier),
         last_used,
         lists,
+        places,
         certificate: certificate.clone(),
     });
-    let health = TcpListener::bind(args.health_address)
-        .await
-        .map_err(|error| Fatal(format!("--health-address {}: {error}", args.health_address)))?;
+    let socket = listener::bind("--health-address", args.health_address)?;
     let ready = readiness(verifier, certificate, shutdown.clone());
     tasks.push(tokio::spawn(async move {
         // It ends with the process.
-        let _ = axum::serve(health, health::router(ready, metrics)).await;
+        let _ = health::serve(socket, ready, metrics).await;
     }));
     tracing::info!(address = %args.address, health = %args.health_address, "started");
 

@@ -16,6 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::listener::Places;
 use crate::{
     certs::Resolver,
     verify::{Verifier, last_used::Writes},
@@ -29,6 +30,8 @@ pub struct Sources {
     pub last_used: Option<Arc<Writes>>,
     /// How often everything was listed anew.
     pub lists: Arc<AtomicU64>,
+    /// The connections of the proxies.
+    pub places: Arc<Places>,
     /// The certificate; none for plain HTTP.
     pub certificate: Option<Arc<Resolver>>,
 }
@@ -66,6 +69,8 @@ impl Collector for Sources {
         };
         counter("refusals_unlogged", "Refusals that the log had no room for", &[(&[], verifier.journal.unlogged())])?;
         counter("lists", "How often all ApiKeys were listed", &[(&[], self.lists.load(Ordering::Relaxed))])?;
+        let turned_away = [(&[] as &[_], self.places.turned_away())];
+        counter("connections_turned_away", "Connections for which there was no place", &turned_away)?;
         if let Some(writes) = &self.last_used {
             let (written, failed) = (writes.written.load(Ordering::Relaxed), writes.failed.load(Ordering::Relaxed));
             let outcomes: [(&[_], _); 2] = [(&[("outcome", "Success")], written), (&[("outcome", "Error")], failed)];
@@ -86,6 +91,7 @@ impl Collector for Sources {
         )?;
         gauge("grant_sets", "Different sets of presets and permissions", size.grants as f64)?;
         gauge("index_bytes", "Memory of the index", size.bytes as f64)?;
+        gauge("connections", "Connections that are open", self.places.taken() as f64)?;
         gauge("synced", "Whether every key and catalogue was listed", f64::from(u8::from(verifier.is_synced())))?;
         if let Some(age) = verifier.freshness.age(verifier.clock.exact()) {
             gauge("staleness_seconds", "Since when the API server was not heard", age.as_secs_f64())?;

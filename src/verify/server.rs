@@ -2,37 +2,31 @@
 
 use std::{
     convert::Infallible,
+    future::{Ready, ready},
+    net::{SocketAddr, TcpListener},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum_server::Handle;
+use futures::future::Either as EitherFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper_util::rt::TokioTimer;
 use tower::Service;
 
 use super::{Verifier, envoy_grpc, forward_auth, introspection, journal::FrontEnd};
-
-/// How many requests of one HTTP/2 connection are under way; a proxy with more opens another.
-const STREAMS: u32 = 128;
-
-/// The largest head of a request. Proxies allow no more themselves, and a client can't make us hold more.
-const LARGEST_HEAD: usize = 64 << 10;
-
-/// How long a new connection may take until its first request is there.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long a connection may be idle, or take for a later request. Longer than proxies keep theirs (nginx a minute,
-/// Traefik a minute and a half, Caddy two), so that it is they who close: who sends a request into a connection that is
-/// just being closed gets no answer.
-const IDLE: Duration = Duration::from_mins(3);
+use crate::runtime::listener::{self, PATIENCE, Places};
 
 /// A body is complete in memory, or gRPC's.
 pub type Body = Either<Full<Bytes>, tonic::body::Body>;
+
+/// An answer that is there at once, or that has to wait for the body of its request.
+pub type Answer = EitherFuture<
+    Ready<Result<Response<Body>, Infallible>>,
+    Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
+>;
 
 /// Every front end, as one service.
 #[derive(Clone)]
@@ -41,45 +35,48 @@ pub struct Checks(pub Arc<Verifier>);
 impl Service<Request<Incoming>> for Checks {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let verifier = Arc::clone(&self.0);
-        Box::pin(async move { Ok(answer(verifier, request).await) })
+    fn call(&mut self, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        if path == envoy_grpc::PATH {
+            let call = envoy_grpc::call(Arc::clone(&self.0), request);
+            return EitherFuture::Right(Box::pin(within_patience(async { call.await.map(Either::Right) })));
+        }
+        if path == introspection::PATH {
+            let verifier = Arc::clone(&self.0);
+            let answer = async move { introspect(&verifier, request).await.map(Either::Left) };
+            return EitherFuture::Right(Box::pin(within_patience(answer)));
+        }
+        // Bodies are of no interest, and are not read.
+        EitherFuture::Left(ready(Ok(forward(&self.0, &request.into_parts().0).map(Either::Left))))
     }
 }
 
-async fn answer(verifier: Arc<Verifier>, request: Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path();
-    if path == envoy_grpc::PATH {
-        let call = envoy_grpc::call(verifier, request);
-        return within_patience(async { call.await.map(Either::Right) }).await;
-    }
-    if path == introspection::PATH {
-        return within_patience(async { introspect(&verifier, request).await.map(Either::Left) }).await;
-    }
-    // Bodies are of no interest, and are not read.
-    let (head, _) = request.into_parts();
-    let response = match route(head.uri.path()) {
-        Some((front_end, segment)) => forward_auth::check(&verifier, front_end, &head, segment),
+/// Answers a proxy that asks by a plain HTTP request.
+fn forward(verifier: &Verifier, head: &http::request::Parts) -> Response<Full<Bytes>> {
+    match route(head.uri.path()) {
+        Some((front_end, segment)) => forward_auth::check(verifier, front_end, head, segment),
         None => introspection::plain(
             StatusCode::NOT_FOUND,
             "no front end has this path: see /envoy/, /nginx/, /caddy/ and /traefik/, each followed by what the route \
              asks for, such as permission=alerts-map:Read, as one segment",
         ),
-    };
-    response.map(Either::Left)
+    }
 }
 
 /// Nobody keeps a request in memory by never sending the rest of it.
-pub async fn within_patience(answer: impl Future<Output = Response<Body>>) -> Response<Body> {
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
+///
+/// # Errors
+/// None.
+pub async fn within_patience(answer: impl Future<Output = Response<Body>>) -> Result<Response<Body>, Infallible> {
+    Ok(tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
         introspection::plain(StatusCode::REQUEST_TIMEOUT, "the rest of the request did not come").map(Either::Left)
-    })
+    }))
 }
 
 /// The front end of a path, and the segment that says what the route asks for.
@@ -115,40 +112,18 @@ async fn introspect(verifier: &Verifier, request: Request<Incoming>) -> Response
     }
 }
 
-/// Serves until the handle says otherwise. `tls` is asked for a certificate at each handshake, so that a new one needs
-/// no new listener.
+/// Serves all front ends until the handle says otherwise.
 ///
 /// # Errors
 /// If the socket can't be used.
 pub async fn serve(
     verifier: Arc<Verifier>,
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
-    handle: Handle<std::net::SocketAddr>,
+    handle: Handle<SocketAddr>,
+    places: Arc<Places>,
 ) -> std::io::Result<()> {
-    let checks = Checks(verifier);
-    let make =
-        tower::service_fn(move |_: std::net::SocketAddr| std::future::ready(Ok::<_, Infallible>(checks.clone())));
-    if let Some(tls) = tls {
-        let tls = axum_server::tls_rustls::RustlsConfig::from_config(tls);
-        let mut server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle).first_request_timeout(PATIENCE);
-        limit(server.http_builder());
-        server.serve(make).await
-    } else {
-        let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(PATIENCE);
-        limit(server.http_builder());
-        server.serve(make).await
-    }
-}
-
-/// Bounds what one client can take, and lets one proxy have many requests under way on one connection.
-pub fn limit(builder: &mut hyper_util::server::conn::auto::Builder<hyper_util::rt::TokioExecutor>) {
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LARGEST_HEAD);
-    let largest = u32::try_from(LARGEST_HEAD).unwrap_or(u32::MAX);
-    let mut http2 = builder.http2();
-    http2.timer(TokioTimer::new()).max_header_list_size(largest).max_concurrent_streams(STREAMS);
-    // A peer that is gone without a word is noticed.
-    http2.keep_alive_interval(IDLE / 6).keep_alive_timeout(PATIENCE);
+    listener::serve(listener, tls, handle, places, move || Checks(Arc::clone(&verifier))).await
 }
 
 #[cfg(test)]

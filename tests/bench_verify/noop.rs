@@ -4,17 +4,24 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
-    pin::Pin,
     task::{Context, Poll},
 };
 
 use anyhow::Result;
+use futures::future::Either as EitherFuture;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use keywright::verify::{
-    envoy_grpc::{self, CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse, RpcStatus, check_response},
-    server,
+use keywright::{
+    runtime::{
+        args::LogFormat,
+        listener::{self, Places},
+        telemetry,
+    },
+    verify::{
+        envoy_grpc::{self, CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse, RpcStatus, check_response},
+        server,
+    },
 };
 use tonic::{Status, server::UnaryService};
 use tower::Service;
@@ -37,33 +44,31 @@ impl UnaryService<CheckRequest> for Noop {
 impl Service<Request<Incoming>> for Noop {
     type Response = Response<server::Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = server::Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(async move {
-            if request.uri().path() == envoy_grpc::PATH {
+        if request.uri().path() == envoy_grpc::PATH {
+            let call = async {
                 let codec = tonic_prost::ProstCodec::<CheckResponse, CheckRequest>::default();
-                let mut grpc = tonic::server::Grpc::new(codec);
-                let call = grpc.unary(Noop, request);
-                return Ok(server::within_patience(async { call.await.map(Either::Right) }).await);
-            }
-            let mut response = Response::new(Full::<Bytes>::default());
-            response.headers_mut().insert("x-keywright-team", HeaderValue::from_static("shop"));
-            Ok(response.map(Either::Left))
-        })
+                tonic::server::Grpc::new(codec).unary(Noop, request).await.map(Either::Right)
+            };
+            return EitherFuture::Right(Box::pin(server::within_patience(call)));
+        }
+        let mut response = Response::new(Full::<Bytes>::default());
+        response.headers_mut().insert("x-keywright-team", HeaderValue::from_static("shop"));
+        EitherFuture::Left(ready(Ok(response.map(Either::Left))))
     }
 }
 
 /// Serves until it is killed.
 pub async fn serve(address: &str) -> Result<()> {
+    // As the verifier: without a subscriber, spans of the libraries would cost it more than they cost that.
+    telemetry::start(LogFormat::Text, "info").map_err(anyhow::Error::msg)?;
     let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    let mut server = axum_server::from_tcp(listener)?;
-    server::limit(server.http_builder());
-    let make = tower::service_fn(|_: std::net::SocketAddr| ready(Ok::<_, Infallible>(Noop)));
-    Ok(server.serve(make).await?)
+    let handle = axum_server::Handle::new();
+    Ok(listener::serve(listener, None, handle, Places::new(4096), || Noop).await?)
 }

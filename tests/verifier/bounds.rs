@@ -1,0 +1,86 @@
+//! What one peer can take of a verifier, and what is left for the others.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// A connection that a proxy keeps.
+async fn kept(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("a connection")
+}
+
+/// Asks over a connection that stays, and returns the status line.
+async fn ask_over(connection: &mut TcpStream, value: &str) -> String {
+    let text =
+        format!("GET /nginx/permission=none HTTP/1.1\r\nHost: verifier\r\nAuthorization: Bearer {value}\r\n\r\n");
+    connection.write_all(text.as_bytes()).await.expect("it takes a request");
+    let mut answer = vec![];
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).await.expect("an answer");
+        answer.push(byte[0]);
+    }
+    String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned()
+}
+
+/// Whether the other side has closed a connection without a word.
+async fn is_closed(connection: &mut TcpStream) -> bool {
+    !matches!(connection.read(&mut [0]).await, Ok(1..))
+}
+
+/// Connections that say nothing take every place. Who is in is answered all the same, who comes is told at once, the
+/// health port is not concerned, and those who say nothing have to leave.
+#[tokio::test]
+async fn who_takes_every_place_keeps_it_for_seconds_only() {
+    let team = Team::new().await;
+    let value = team.mint("k", &reader()).await;
+    let verifier = start(Options { args: vec!["--max-connections=3".to_owned()], ..Options::default() }).await.unwrap();
+    let open = async |count: f64| {
+        eventually(&format!("{count} connections"), PATIENCE, async || {
+            let metrics = verifier.get("/metrics").await?;
+            let open = support::keys::metric(&metrics, "keywright_verifier_connections");
+            ensure!(open == Some(count), "{open:?}");
+            Ok(metrics)
+        })
+        .await
+    };
+    open(0.0).await;
+
+    let mut proxy = kept(verifier.address()).await;
+    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK");
+    let (mut silent, mut slow) = (kept(verifier.address()).await, kept(verifier.address()).await);
+    slow.write_all(b"GET /nginx/permission=none HTTP/1.1\r\nHost: ver").await.unwrap();
+    open(3.0).await;
+
+    let mut more = kept(verifier.address()).await;
+    assert!(is_closed(&mut more).await, "there are three places");
+    let metrics = verifier.get("/metrics").await.unwrap();
+    let turned_away = support::keys::metric(&metrics, "keywright_verifier_connections_turned_away_total");
+    assert_eq!(turned_away, Some(1.0));
+    assert!(verifier.log().contains("connections are turned away"), "{}", verifier.log());
+    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK");
+
+    assert!(is_closed(&mut silent).await && is_closed(&mut slow).await);
+    open(1.0).await;
+    assert_eq!(ask(&verifier, "permission=none", &value).await.status, 200);
+    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK", "who is at work stays");
+}
+
+/// Bodies that never end are given up, over HTTP/1.1 as in gRPC.
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let team = Team::new().await;
+    let asker = team.mint("k", &json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig"]})).await;
+    let mut connection = kept(verifier().await.address()).await;
+    let text = format!(
+        "POST /introspect HTTP/1.1\r\nHost: verifier\r\nAuthorization: Bearer {asker}\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\ntoken="
+    );
+    connection.write_all(text.as_bytes()).await.unwrap();
+    let mut start = [0; 12];
+    connection.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 408");
+}
