@@ -1,12 +1,12 @@
-//! The same through real proxies, each with the example that is shipped for it, loaded by wrk: with the verifier, with the
-//! server that decides nothing, and on the route that is not checked.
+//! The same through real proxies, each with the example that is shipped for it, loaded by wrk: with the verifier and with
+//! the server that decides nothing, in turn, and on the route that is not checked.
 
 use std::{fmt::Write, net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    seed,
+    median, seed,
     server::Server,
     support::{
         ControlPlane,
@@ -16,7 +16,9 @@ use crate::{
     },
 };
 
-const SECONDS: u64 = 5;
+/// How long wrk runs at a time, and how often in turn.
+const SECONDS: u64 = 2;
+const ROUNDS: usize = 11;
 const CONNECTIONS: usize = 16;
 
 /// One proxy.
@@ -25,10 +27,11 @@ pub struct Row {
     pub verifier: Figures,
     pub noop: Figures,
     pub unchecked: Figures,
+    /// CPU a check, verifier to no-op server: the median of the ratios of neighbours.
+    pub ratio: f64,
 }
 
 /// What wrk says, and the CPU of the authorization server.
-#[derive(Default)]
 pub struct Figures {
     pub per_second: f64,
     pub p50: Duration,
@@ -54,8 +57,10 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
     let upstream: SocketAddr = upstream.address.parse()?;
     let mut rows = vec![];
     for kind in Kind::ALL {
-        let through = async |server: &Server, path: &str| -> Result<Figures> {
-            let gateway = Gateway::start(plane, kind, server.address.parse()?, upstream).await?;
+        // A proxy for each, so that both are as warm as they get.
+        let ours = Gateway::start(plane, kind, verifier.address.parse()?, upstream).await?;
+        let floor = Gateway::start(plane, kind, noop.address.parse()?, upstream).await?;
+        let slice = async |gateway: &Gateway, server: &Server, path: &str| -> Result<Figures> {
             let mut wrk = Command::new(find("wrk", "wrk")?);
             wrk.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency", "-s"]).arg(&script);
             wrk.arg(format!("http://{}{path}", gateway.address));
@@ -64,18 +69,40 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
             let used = server.cpu()?.saturating_sub(before);
             read(&text, used).with_context(|| format!("{kind:?} {path}:\n{text}"))
         };
-        // The first run of each warms it up.
-        through(&verifier, "/alerts/1").await?;
-        let row = Row {
-            kind,
-            verifier: through(&verifier, "/alerts/1").await?,
-            noop: through(noop, "/alerts/1").await?,
-            unchecked: through(noop, "/public/1").await?,
-        };
-        eprintln!("{kind:?}: {:.0}/s", row.verifier.per_second);
+        slice(&ours, &verifier, "/alerts/1").await?;
+        slice(&floor, noop, "/alerts/1").await?;
+        let (mut with, mut without) = (vec![], vec![]);
+        for round in 0..ROUNDS {
+            // Each is first in turn, so that a machine that slows down or speeds up favours neither.
+            if round % 2 == 0 {
+                with.push(slice(&ours, &verifier, "/alerts/1").await?);
+                without.push(slice(&floor, noop, "/alerts/1").await?);
+            } else {
+                without.push(slice(&floor, noop, "/alerts/1").await?);
+                with.push(slice(&ours, &verifier, "/alerts/1").await?);
+            }
+        }
+        let ratio = median(with.iter().zip(&without).map(|(own, other)| own.cpu / other.cpu).collect());
+        let unchecked = slice(&ours, &verifier, "/public/1").await?;
+        let row = Row { kind, verifier: middle(&with), noop: middle(&without), unchecked, ratio };
+        eprintln!(
+            "{kind:?}: {:.0}/s, {:.1} us against {:.1} us a check: {ratio:.2}",
+            row.verifier.per_second, row.verifier.cpu, row.noop.cpu
+        );
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// The median of each figure.
+fn middle(figures: &[Figures]) -> Figures {
+    let of = |field: fn(&Figures) -> f64| median(figures.iter().map(field).collect());
+    let time = |field: fn(&Figures) -> Duration| {
+        let mut times: Vec<_> = figures.iter().map(field).collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    Figures { per_second: of(|f| f.per_second), p50: time(|f| f.p50), p99: time(|f| f.p99), cpu: of(|f| f.cpu) }
 }
 
 fn read(text: &str, used: Duration) -> Result<Figures> {
@@ -111,15 +138,18 @@ fn read(text: &str, used: Duration) -> Result<Figures> {
 pub fn print(rows: &[Row]) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     println!("\nthrough proxies, {CONNECTIONS} connections of wrk, one worker each, everything on the same cores:");
-    println!(
-        "| proxy | with | requests/s | p50 ms | p99 ms | server CPU us a check |\n| --- | --- | ---: | ---: | ---: | ---: |"
-    );
+    println!("| proxy | with | requests/s | p50 ms | p99 ms | server CPU us a check | ratio |");
+    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
     for row in rows {
         for (with, figures) in [("verifier", &row.verifier), ("no-op server", &row.noop), ("no check", &row.unchecked)]
         {
-            let cpu = if with == "no check" { String::new() } else { format!("{:.1}", figures.cpu) };
+            let (cpu, ratio) = match with {
+                "verifier" => (format!("{:.1}", figures.cpu), format!("{:.2}", row.ratio)),
+                "no-op server" => (format!("{:.1}", figures.cpu), String::new()),
+                _ => (String::new(), String::new()),
+            };
             println!(
-                "| {:?} | {with} | {:.0} | {:.2} | {:.2} | {cpu} |",
+                "| {:?} | {with} | {:.0} | {:.2} | {:.2} | {cpu} | {ratio} |",
                 row.kind,
                 figures.per_second,
                 ms(figures.p50),

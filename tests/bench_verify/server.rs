@@ -24,12 +24,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// The verifier, as the chart runs it, but for TLS.
+    /// The verifier, as the chart runs it, but for TLS, and without telling the cluster of uses, as no other server does.
     pub async fn verifier(plane: &ControlPlane) -> Result<Self> {
+        Self::verifier_that_tells(plane, "0s").await
+    }
+
+    /// The same, and the cluster is told of uses so often.
+    pub async fn verifier_that_tells(plane: &ControlPlane, interval: &str) -> Result<Self> {
         let (address, health) = (local()?, local()?);
         let log = std::fs::File::create(plane.folder().join("verifier.log"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_keywright"));
-        command.args(["verifier", "--last-used-interval=0s"]);
+        command.arg("verifier").arg(format!("--last-used-interval={interval}"));
         command.arg(format!("--address={address}")).arg(format!("--health-address={health}"));
         command.env("KUBECONFIG", plane.kubeconfig()).stderr(log);
         Self::start(command, address, health).await
