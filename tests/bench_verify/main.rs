@@ -77,9 +77,7 @@ async fn main() -> Result<()> {
         rows.push(measure(&plane, &admin, &noop, size).await?);
     }
     print(&rows);
-    if seeded >= 100_000 {
-        uses(&plane, seeded).await?;
-    }
+    println!("\n{}", uses(&plane, seeded).await?);
     let proxied = proxied::measure(&plane, &noop, seeded).await?;
     proxied::print(&proxied);
     plot::write(&rows, &proxied)?;
@@ -247,28 +245,29 @@ async fn revocation(admin: &Client, verifier: &Server) -> Result<(Duration, Dura
 }
 
 /// What it costs to tell the cluster when keys were used, while every key is in use.
-async fn uses(plane: &ControlPlane, keys: usize) -> Result<()> {
+async fn uses(plane: &ControlPlane, keys: usize) -> Result<String> {
     const TIME: Duration = Duration::from_mins(1);
     let verifier = Server::verifier_that_tells(plane, "1h").await?;
     retry("the verifier is ready", Duration::from_mins(2), async || verifier.get("/readyz").await).await?;
     // All but those that were deactivated.
-    let values: Arc<Vec<String>> = Arc::new((0..keys).filter(|number| number % 100 != 0).map(seed::value).collect());
+    let values: Arc<Vec<String>> = Arc::new((1..keys).filter(|number| number % 100 != 0).map(seed::value).collect());
     let outcome = load::run(&verifier.address, Protocol::Http, &values, 3 * SLICE).await?;
     ensure!(outcome.checks as usize >= values.len(), "not every key was used");
     drop(values);
     let written = async || -> Result<f64> {
-        Ok(support::keys::metric_sum(&verifier.get("/metrics").await?, "keywright_verifier_last_used_writes_total"))
+        let name = "keywright_verifier_last_used_writes_total{outcome=\"Success\"}";
+        support::keys::metric(&verifier.get("/metrics").await?, name).context("no such metric")
     };
     let (before, cpu) = (written().await?, verifier.cpu()?);
     tokio::time::sleep(TIME).await;
     let (writes, used) = (written().await? - before, verifier.cpu()?.saturating_sub(cpu));
-    println!(
-        "\n{keys} keys in use: {:.0} writes of lastUsedAt a second, {:.1}% of a core, resident {:.1} MB",
+    ensure!(writes > 0.0, "nothing was written");
+    Ok(format!(
+        "{keys} keys in use: {:.0} writes of lastUsedAt a second, {:.1}% of a core, resident {:.1} MB",
         writes / TIME.as_secs_f64(),
         used.as_secs_f64() / TIME.as_secs_f64() * 100.0,
         verifier.memory()? as f64 / 1e6
-    );
-    Ok(())
+    ))
 }
 
 fn print(rows: &[Row]) {

@@ -13,7 +13,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 
-use crate::support::{ControlPlane, free_port, process::memory, retry};
+use crate::support::{ControlPlane, free_port, operator::NAMESPACE, process::memory, retry};
 
 /// A running server. Dropping it kills it.
 pub struct Server {
@@ -24,7 +24,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The verifier, as the chart runs it, but for TLS, and without telling the cluster of uses, as no other server does.
+    /// The verifier, as the chart runs it, as the account that it has there, but for TLS, and without telling the cluster of uses, as no other server does.
     pub async fn verifier(plane: &ControlPlane) -> Result<Self> {
         Self::verifier_that_tells(plane, "0s").await
     }
@@ -36,7 +36,8 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keywright"));
         command.arg("verifier").arg(format!("--last-used-interval={interval}"));
         command.arg(format!("--address={address}")).arg(format!("--health-address={health}"));
-        command.env("KUBECONFIG", plane.kubeconfig()).stderr(log);
+        let kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, "keywright-verifier", None).await?;
+        command.env("KUBECONFIG", kubeconfig).stderr(log);
         Self::start(command, address, health).await
     }
 
