@@ -26,7 +26,7 @@ struct Health {
 
 /// The three endpoints. `/healthz` answers while the process can answer at all; what else may be wrong is not mended
 /// by a restart.
-pub fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
+fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz))

@@ -37,7 +37,7 @@ use crate::{
         freshness::{Freshness, Stage, WATCH},
         journal::{Journal, Sampling},
         last_used::LastUsed,
-        server,
+        server::Checks,
     },
 };
 
@@ -113,8 +113,10 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let socket = listener::bind("--address", args.address)?;
     let places = Places::new(args.max_connections.get());
     let handle = axum_server::Handle::new();
-    let mut checks =
-        tokio::spawn(server::serve(Arc::clone(&verifier), socket, tls, handle.clone(), Arc::clone(&places)));
+    let mut checks = tokio::spawn({
+        let (verifier, handle, places) = (Arc::clone(&verifier), handle.clone(), Arc::clone(&places));
+        async move { listener::serve(socket, tls, handle, places, move || Checks(Arc::clone(&verifier))).await }
+    });
 
     // Health and metrics.
     let metrics = verifier_metrics::registry(verifier_metrics::Sources {

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`decision`] | the decision: a credential, what the route asks for, the keyring and the time, and nothing else |
 //! | [`answer`] | what a proxy and its client are told, as HTTP headers and bodies |
-//! | [`server`] | the listener: which front end a request is for |
+//! | [`server`] | the service on the port: which front end a request is for |
 //! | [`forward_auth`] | Envoy ext_authz over HTTP, nginx, Caddy, Traefik |
 //! | [`envoy_grpc`] | Envoy ext_authz v3 over gRPC |
 //! | [`introspection`] | RFC 7662, for anything else |

@@ -1,15 +1,13 @@
-//! The listener: HTTP/1.1 and HTTP/2, plain or TLS, all front ends on one port, told apart by the path.
+//! All front ends as one service, on one port: told apart by the path.
 
 use std::{
     convert::Infallible,
     future::{Ready, ready},
-    net::{SocketAddr, TcpListener},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use axum_server::Handle;
 use futures::future::Either as EitherFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full, Limited};
@@ -17,7 +15,7 @@ use hyper::body::{Bytes, Incoming};
 use tower::Service;
 
 use super::{Verifier, envoy_grpc, forward_auth, introspection, journal::FrontEnd};
-use crate::runtime::listener::{self, PATIENCE, Places};
+use crate::runtime::listener::PATIENCE;
 
 /// A body is complete in memory, or gRPC's.
 pub type Body = Either<Full<Bytes>, tonic::body::Body>;
@@ -110,20 +108,6 @@ async fn introspect(verifier: &Verifier, request: Request<Incoming>) -> Response
         Ok(body) => introspection::answer(verifier, &head, &body.to_bytes()),
         Err(_) => introspection::plain(StatusCode::PAYLOAD_TOO_LARGE, "the form is too large"),
     }
-}
-
-/// Serves all front ends until the handle says otherwise.
-///
-/// # Errors
-/// If the socket can't be used.
-pub async fn serve(
-    verifier: Arc<Verifier>,
-    listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    handle: Handle<SocketAddr>,
-    places: Arc<Places>,
-) -> std::io::Result<()> {
-    listener::serve(listener, tls, handle, places, move || Checks(Arc::clone(&verifier))).await
 }
 
 #[cfg(test)]

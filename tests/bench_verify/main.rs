@@ -183,13 +183,7 @@ async fn compare(verifier: &Server, noop: &Server, protocol: Protocol, values: &
     slice(verifier).await?;
     slice(noop).await?;
     for round in 0..ROUNDS {
-        // Each is first in turn, so that a machine that slows down or speeds up favours neither.
-        let ((own, outcome), (other, floor_outcome)) = if round % 2 == 0 {
-            (slice(verifier).await?, slice(noop).await?)
-        } else {
-            let other = slice(noop).await?;
-            (slice(verifier).await?, other)
-        };
+        let ((own, outcome), (other, floor_outcome)) = in_turn(round, slice(verifier), slice(noop)).await?;
         ratios.push(own / other);
         ours.push(own);
         floor.push(other);
@@ -211,6 +205,19 @@ async fn compare(verifier: &Server, noop: &Server, protocol: Protocol, values: &
     };
     eprintln!("{protocol:?}: {:.1} us against {:.1} us a check: {:.2}", checks.cpu.0, checks.cpu.1, checks.ratio);
     Ok(checks)
+}
+
+/// Runs both, one after the other; each is first in turn, so that a machine that slows down or speeds up favours neither.
+async fn in_turn<T>(
+    round: usize,
+    ours: impl Future<Output = Result<T>>,
+    floor: impl Future<Output = Result<T>>,
+) -> Result<(T, T)> {
+    if round.is_multiple_of(2) {
+        return Ok((ours.await?, floor.await?));
+    }
+    let floor = floor.await?;
+    Ok((ours.await?, floor))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -6,7 +6,7 @@ use std::{fmt::Write, net::SocketAddr, process::Command, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    median, seed,
+    in_turn, median, seed,
     server::Server,
     support::{
         ControlPlane,
@@ -73,14 +73,10 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
         slice(&floor, noop, "/alerts/1").await?;
         let (mut with, mut without) = (vec![], vec![]);
         for round in 0..ROUNDS {
-            // Each is first in turn, so that a machine that slows down or speeds up favours neither.
-            if round % 2 == 0 {
-                with.push(slice(&ours, &verifier, "/alerts/1").await?);
-                without.push(slice(&floor, noop, "/alerts/1").await?);
-            } else {
-                without.push(slice(&floor, noop, "/alerts/1").await?);
-                with.push(slice(&ours, &verifier, "/alerts/1").await?);
-            }
+            let (own, other) = (slice(&ours, &verifier, "/alerts/1"), slice(&floor, noop, "/alerts/1"));
+            let (own, other) = in_turn(round, own, other).await?;
+            with.push(own);
+            without.push(other);
         }
         let ratio = median(with.iter().zip(&without).map(|(own, other)| own.cpu / other.cpu).collect());
         let unchecked = slice(&ours, &verifier, "/public/1").await?;
@@ -141,13 +137,11 @@ pub fn print(rows: &[Row]) {
     println!("| proxy | with | requests/s | p50 ms | p99 ms | server CPU us a check | ratio |");
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
     for row in rows {
-        for (with, figures) in [("verifier", &row.verifier), ("no-op server", &row.noop), ("no check", &row.unchecked)]
+        let ratio = format!("{:.2}", row.ratio);
+        for (with, figures, ratio) in
+            [("verifier", &row.verifier, &*ratio), ("no-op server", &row.noop, ""), ("no check", &row.unchecked, "")]
         {
-            let (cpu, ratio) = match with {
-                "verifier" => (format!("{:.1}", figures.cpu), format!("{:.2}", row.ratio)),
-                "no-op server" => (format!("{:.1}", figures.cpu), String::new()),
-                _ => (String::new(), String::new()),
-            };
+            let cpu = if with == "no check" { String::new() } else { format!("{:.1}", figures.cpu) };
             println!(
                 "| {:?} | {with} | {:.0} | {:.2} | {:.2} | {cpu} | {ratio} |",
                 row.kind,

@@ -24,7 +24,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// The verifier, as the chart runs it, as the account that it has there, but for TLS, and without telling the cluster of uses, as no other server does.
+    /// The verifier with the account that the chart gives it; without TLS, and without telling the cluster of uses: the
+    /// no-op server does neither.
     pub async fn verifier(plane: &ControlPlane) -> Result<Self> {
         Self::verifier_that_tells(plane, "0s").await
     }

@@ -69,7 +69,7 @@ async fn who_takes_every_place_keeps_it_for_seconds_only() {
     assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK", "who is at work stays");
 }
 
-/// Bodies that never end are given up, over HTTP/1.1 as in gRPC.
+/// A request whose body stops coming is given up.
 #[tokio::test]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let team = Team::new().await;
