@@ -26,9 +26,9 @@ async fn ask_over(connection: &mut TcpStream, value: &str) -> String {
     String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned()
 }
 
-/// Whether the other side has closed a connection without a word.
+/// Whether the other side closes a connection without a word.
 async fn is_closed(connection: &mut TcpStream) -> bool {
-    !matches!(connection.read(&mut [0]).await, Ok(1..))
+    matches!(tokio::time::timeout(PATIENCE, connection.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
 }
 
 /// Connections that say nothing take every place. Who is in is answered all the same, who comes is told at once, the
