@@ -17,7 +17,6 @@ use std::{
 
 use axum_server::{
     Handle,
-    accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use http::{Request, Response};
@@ -29,7 +28,7 @@ use hyper_util::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
-use super::Fatal;
+use super::{Fatal, lingering::LingeringAcceptor};
 
 /// How many requests of one HTTP/2 connection are under way; a peer with more opens another.
 const STREAMS: u32 = 128;
@@ -154,13 +153,12 @@ where
     });
     let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(PATIENCE);
     bound(server.http_builder());
-    // Answers on one connection do not wait for each other to be acknowledged.
     match tls {
         Some(tls) => {
-            let tls = RustlsAcceptor::new(RustlsConfig::from_config(tls)).acceptor(NoDelayAcceptor);
+            let tls = RustlsAcceptor::new(RustlsConfig::from_config(tls)).acceptor(LingeringAcceptor);
             server.acceptor(tls).serve(make).await
         }
-        None => server.acceptor(NoDelayAcceptor).serve(make).await,
+        None => server.acceptor(LingeringAcceptor).serve(make).await,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod args;
 pub mod clock;
 pub mod health;
 pub mod lease;
+mod lingering;
 pub mod listener;
 pub mod metrics;
 pub mod operator;

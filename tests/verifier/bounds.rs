@@ -84,3 +84,32 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     connection.read_exact(&mut start).await.unwrap();
     assert_eq!(&start, b"HTTP/1.1 408");
 }
+
+/// Who sends more than the verifier takes can read why, though it has not sent all of it when the answer is there: else a
+/// proxy between them makes an error of its own out of a refusal.
+#[tokio::test]
+async fn a_head_that_is_too_large_is_answered_before_it_is_all_there() {
+    let mut connection = kept(verifier().await.address()).await;
+    let filling = vec![b'a'; 1_000_000];
+    connection.write_all(b"GET /nginx/permission=none HTTP/1.1\r\nHost: verifier\r\nX-API-Key: ").await.unwrap();
+    for part in filling.chunks(50_000) {
+        connection.write_all(part).await.expect("it takes the rest, or there is no answer to be read");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.expect("an answer, and not a reset");
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+/// Who has its answer and neither reads it nor stops is cut off.
+#[tokio::test]
+async fn who_goes_on_sending_is_cut_off() {
+    let mut connection = kept(verifier().await.address()).await;
+    connection.write_all(b"GET /nginx/permission=none HTTP/1.1\r\nHost: verifier\r\nX-API-Key: ").await.unwrap();
+    let sent = async {
+        while connection.write_all(&[b'a'; 1_000]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, sent).await.expect("it is cut off");
+}
