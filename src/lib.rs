@@ -15,7 +15,7 @@
 //! | [`verify`] | `keywright verifier`: whether a request may pass, for Envoy, nginx, Caddy, Traefik and RFC 7662 |
 //! | [`certs`] | the webhook's own CA, its certificates and the verifier's, or files from cert-manager |
 //! | [`cli`] | `kubectl keywright`, with the rights of whoever runs it; no part of the operator |
-//! | [`runtime`] | arguments, wiring, election, readiness, shutdown, telemetry, metrics, the clock |
+//! | [`runtime`] | arguments, wiring, listeners, election, readiness, shutdown, telemetry, metrics, the clock |
 //!
 //! # The way of the data
 //!

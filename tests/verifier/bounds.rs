@@ -1,7 +1,14 @@
 //! What one peer can take of a verifier, and what is left for the others.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
+use futures::stream;
+use http::Request;
+use http_body_util::StreamBody;
+use hyper::body::{Bytes, Frame};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -83,6 +90,21 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     let mut start = [0; 12];
     connection.read_exact(&mut start).await.unwrap();
     assert_eq!(&start, b"HTTP/1.1 408");
+}
+
+/// Nor is a message of gRPC.
+#[tokio::test]
+async fn a_message_that_does_not_come_is_not_waited_for() {
+    let stream = TokioIo::new(kept(verifier().await.address()).await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://verifier/envoy.service.auth.v3.Authorization/Check")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>()))
+        .unwrap();
+    let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("it is given up");
+    assert_eq!(answer.unwrap().status(), 408);
 }
 
 /// Who sends more than the verifier takes can read why, though it has not sent all of it when the answer is there: else a
