@@ -123,15 +123,22 @@ async fn a_head_that_is_too_large_is_answered_before_it_is_all_there() {
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
 }
 
-/// Who has its answer and neither reads it nor stops is cut off.
+/// Who has its answer and goes on sending is cut off: soon if it sends little, and at once if it sends much.
 #[tokio::test]
 async fn who_goes_on_sending_is_cut_off() {
-    let mut connection = kept(verifier().await.address()).await;
-    connection.write_all(b"GET /nginx/permission=none HTTP/1.1\r\nHost: verifier\r\nX-API-Key: ").await.unwrap();
-    let sent = async {
-        while connection.write_all(&[b'a'; 1_000]).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    let head = b"GET /nginx/permission=none HTTP/1.1\r\nHost: verifier\r\nX-API-Key: ";
+    let (mut slow, mut fast) = (kept(verifier().await.address()).await, kept(verifier().await.address()).await);
+    // After a first request, whose time has a bound of its own.
+    assert_eq!(ask_over(&mut slow, "unknown").await, "HTTP/1.1 401 Unauthorized");
+    slow.write_all(&[head, &*vec![b'a'; 100_000]].concat()).await.unwrap();
+    let trickle = async {
+        while slow.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, sent).await.expect("it is cut off");
+    tokio::time::timeout(PATIENCE, trickle).await.expect("it is cut off");
+
+    // More than any buffer between the two holds.
+    fast.write_all(head).await.unwrap();
+    fast.write_all(&vec![b'a'; 64 << 20]).await.expect_err("nobody takes all of it");
 }

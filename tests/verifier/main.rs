@@ -1,6 +1,7 @@
 //! The verifier's real binary, asked directly as a proxy would ask it, with keys that the real operator minted on a real
 //! control plane. [`keys`] has what becomes of keys, [`knowledge`] what the verifier knows and for how long it may rely on
-//! it, [`uses`] what it tells the cluster, [`bounds`] what one peer can take of it, [`soak`] hours in the life of many keys against a model.
+//! it, [`uses`] what it tells the cluster, [`bounds`] what one peer can take of it, [`soak`] hours in the life of many keys
+//! against a model.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
