@@ -441,6 +441,10 @@ pub struct Token {
     pub id: String,
     /// SHA-256 of the whole value, 64 hex digits.
     pub sha256: String,
+    /// Which value of the key it is, counted from 1. It only grows, so that an older value that is put back into the
+    /// Secret is recognized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
     /// When the value was minted.
     pub minted_at: Time,
     /// When the value stops working: the end of the overlap, or the expiry of the key. Absent means never.

@@ -33,6 +33,14 @@ pub const GROUP: &str = "keywright.dev";
 /// is created, and nobody can choose or change it.
 pub const CREATOR_ANNOTATION: &str = "keywright.dev/creator";
 
+/// The annotation that names the user who restored an ApiKey from a backup. The mutating webhook writes it when an
+/// ApiKey is created with the annotation [`CREATOR_ANNOTATION`] by a user with the restore right.
+pub const RESTORED_BY_ANNOTATION: &str = "keywright.dev/restored-by";
+
+/// The annotation by which a user with the restore right accepts the value in a Secret that the operator can't
+/// authenticate: `sha256:` and the digest of the value, 64 hex digits.
+pub const ACCEPT_SECRET_ANNOTATION: &str = "keywright.dev/accept-secret";
+
 /// Who created an object, as the cluster stamped it.
 #[must_use]
 pub fn creator(object: &impl kube::ResourceExt) -> Option<Creator> {

@@ -200,6 +200,7 @@ mod tests {
         Token {
             id: format!("key_{}", &sha256[..16]),
             sha256,
+            generation: None,
             minted_at: Time(at(1)),
             expires_at: expires_at.map(|second| Time(at(second))),
         }

@@ -133,6 +133,12 @@ impl Digest {
         Some(Self(bytes))
     }
 
+    /// The bytes of the digest.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The id of the key: `key_` and the first 16 hex digits. What logs, headers and people use.
     #[must_use]
     pub fn id(&self) -> String {

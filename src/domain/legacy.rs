@@ -4,9 +4,9 @@
 use jiff::Timestamp;
 
 use super::{
-    key::Digest,
+    key::{Digest, is_well_formed},
     lifecycle::{Held, Observed, record_of_status},
-    record::{Entry, Record},
+    record::{Entry, Record, Subject},
 };
 use crate::api::{ApiKey, SecretRef};
 
@@ -20,6 +20,8 @@ pub enum Content {
     Missing,
     /// The value can be guessed.
     TooShort,
+    /// A value that Keywright minted for some key. It is that key's alone.
+    Minted,
     /// A value.
     Value(Digest),
 }
@@ -31,7 +33,11 @@ impl Content {
         let Some(bytes) = bytes else { return Self::Missing };
         let value = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let value = value.strip_suffix(b"\r").unwrap_or(value);
-        if value.len() < SHORTEST { Self::TooShort } else { Self::Value(Digest::of(value)) }
+        match std::str::from_utf8(value) {
+            _ if value.len() < SHORTEST => Self::TooShort,
+            Ok(text) if is_well_formed(text) => Self::Minted,
+            _ => Self::Value(Digest::of(value)),
+        }
     }
 }
 
@@ -66,9 +72,9 @@ pub fn import(
             Ok(Observed::Ours(held(record, intact)))
         }
         (None, Content::Value(digest)) if may => {
-            let current = Entry { sha256: digest.to_string(), minted_at: now };
+            let current = Entry { sha256: digest.to_string(), minted_at: now, generation: 1 };
             let record = Record {
-                api_key: key.metadata.name.clone().unwrap_or_default(),
+                subject: Subject::of(key),
                 created_at: now,
                 last_rotated_at: None,
                 requested_at: None,
@@ -87,6 +93,15 @@ pub fn import(
             message: format!(
                 "Secret {} has no key {}, or does not exist: put the value of the legacy key there",
                 place.name, place.key
+            ),
+        }),
+        (None, Content::Minted) => Err(Obstacle {
+            passing: false,
+            reason: "LegacyValueMinted",
+            message: format!(
+                "key {} of Secret {} holds a value that Keywright minted, which belongs to the ApiKey that it was minted \
+                 for: put the value of the legacy key there, or use that ApiKey",
+                place.key, place.name
             ),
         }),
         (None, Content::TooShort) => Err(Obstacle {

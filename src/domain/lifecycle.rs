@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     duration,
     key::Digest,
-    record::{Entry, Previous, Record, Sealed},
+    record::{Entry, Previous, Record, Sealed, Subject},
     sealing,
     validate::Verdict,
 };
-use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, SecuritySettingsSpec, Token};
+use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, RESTORED_BY_ANNOTATION, SecuritySettingsSpec, Token};
 
 /// How long a replaced value keeps working when the spec does not say.
 pub const DEFAULT_OVERLAP: Duration = Duration::from_hours(24);
@@ -67,15 +67,29 @@ impl Schedule {
         (self.active && self.expires_at.is_none_or(|expiry| due < expiry)).then_some(due)
     }
 
-    /// Whether a rotation is asked for that was not carried out yet.
+    /// Whether a rotation is requested that was not carried out yet.
     #[must_use]
-    pub fn is_requested(&self, handled: Option<&str>) -> bool {
-        self.requested_at.is_some() && self.requested_at.as_deref() != handled
+    pub fn is_requested(&self, handled: Option<&str>, now: Timestamp) -> bool {
+        self.request(handled).is_some_and(|at| at <= now)
+    }
+
+    /// The time of the requested rotation that was not carried out yet. Only a time after the last handled one is a
+    /// request: an older manifest that Git, self-heal or a revert brings back never rotates. A time in the future is
+    /// a request for that time.
+    fn request(&self, handled: Option<&str>) -> Option<Timestamp> {
+        let requested: Timestamp = self.requested_at.as_deref()?.parse().ok()?;
+        let handled = handled.and_then(|text| text.parse::<Timestamp>().ok());
+        handled.is_none_or(|handled| handled < requested).then_some(requested)
+    }
+
+    /// The request that a value minted at `now` answers.
+    fn handles(&self, now: Timestamp) -> Option<String> {
+        self.requested_at.clone().filter(|_| self.is_requested(None, now))
     }
 
     fn is_due(&self, minted_at: Timestamp, handled: Option<&str>, now: Timestamp) -> bool {
         !self.expired(now)
-            && (self.is_requested(handled) || self.next_rotation(minted_at).is_some_and(|due| due <= now))
+            && (self.is_requested(handled, now) || self.next_rotation(minted_at).is_some_and(|due| due <= now))
     }
 
     /// The value that was current until `now`, for as long as it keeps working.
@@ -111,9 +125,11 @@ pub enum Observed {
     Missing,
     /// It is this key's.
     Ours(Held),
-    /// It belongs to something else, and is left alone. `passing` is true if that will end by itself.
+    /// It is not believed to be this key's, and is left alone. `passing` is true if that will end by itself.
     Foreign {
-        /// Whose it is, as a clause.
+        /// The reason of the condition, in CamelCase.
+        reason: &'static str,
+        /// Why it is not believed, as a clause.
         why: String,
         /// Whether waiting helps.
         passing: bool,
@@ -127,7 +143,8 @@ pub struct Held {
     pub version: String,
     /// What is believed of it.
     pub record: Record,
-    /// What is written in it, which is believed only as far as value and status prove it.
+    /// The record that the operator wrote into it, if it still has one: a record that the operator can't authenticate
+    /// is none.
     pub written: Option<Record>,
     /// Whether it still holds the value of the record. False if somebody changed or removed the value.
     pub intact: bool,
@@ -140,6 +157,7 @@ pub struct Held {
 /// Everything but the digest of a record, for a value that is yet to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
+    generation: i64,
     created_at: Option<Timestamp>,
     requested_at: Option<String>,
     previous: Option<Previous>,
@@ -164,11 +182,11 @@ impl Draft {
     pub fn seal(self, key: &ApiKey, digest: Digest, now: Timestamp) -> Record {
         let template = key.spec.secret.clone().unwrap_or_default();
         Record {
-            api_key: key.metadata.name.clone().unwrap_or_default(),
+            subject: Subject::of(key),
             created_at: self.created_at.unwrap_or(now),
             last_rotated_at: self.created_at.map(|_| now),
             requested_at: self.requested_at,
-            current: Entry { sha256: digest.to_string(), minted_at: now },
+            current: Entry { sha256: digest.to_string(), minted_at: now, generation: self.generation },
             previous: self.previous,
             sealed: self.sealed,
             labels: template.labels.into_keys().collect(),
@@ -248,22 +266,29 @@ pub fn step(world: &World<'_>) -> Step {
     match (secret, known) {
         (Observed::NotRead | Observed::Missing, None) => {
             let may_mint = verdict.problems.is_empty() && rival.is_none() && !schedule.expired(now);
-            if !may_mint {
+            if !may_mint || awaits_secret(key, now) {
                 return Step::Rest;
             }
-            Step::Mint(Draft { created_at: None, requested_at: schedule.requested_at, previous: None, sealed: None })
+            Step::Mint(Draft {
+                generation: 1,
+                created_at: None,
+                requested_at: schedule.handles(now),
+                previous: None,
+                sealed: None,
+            })
         }
         // The value is lost. Only an explicit request makes a new one: a silent new key would break every workload
         // that still has the old one, and hide that a Secret was deleted.
         (Observed::Missing, Some(lost)) => {
-            let asked = schedule.is_requested(lost.requested_at.as_deref()) && !schedule.expired(now);
+            let asked = schedule.is_requested(lost.requested_at.as_deref(), now) && !schedule.expired(now);
             if !asked {
                 return Step::Rest;
             }
             Step::Mint(Draft {
+                generation: lost.current.generation + 1,
                 created_at: Some(lost.created_at),
                 previous: schedule.retire(lost.current, now),
-                requested_at: schedule.requested_at,
+                requested_at: schedule.handles(now),
                 sealed: sealing::after(lost.sealed.as_ref(), &key.spec),
             })
         }
@@ -271,14 +296,18 @@ pub fn step(world: &World<'_>) -> Step {
             let record = &held.record;
             // An unused key comes back by a request alone: the schedule would make it last for ever.
             let unused = unused_at(settings, key.status.as_ref(), record).is_some_and(|at| at <= now);
-            let rests = unused && !schedule.is_requested(record.requested_at.as_deref());
+            let rests = unused && !schedule.is_requested(record.requested_at.as_deref(), now);
             if !rests && schedule.is_due(record.current.minted_at, record.requested_at.as_deref(), now) {
                 return Step::Rotate {
                     held: held.clone(),
                     draft: Draft {
+                        generation: record.current.generation + 1,
                         created_at: Some(record.created_at),
                         previous: schedule.retire(record.current.clone(), now),
-                        requested_at: schedule.requested_at.or_else(|| record.requested_at.clone()),
+                        requested_at: match schedule.is_requested(record.requested_at.as_deref(), now) {
+                            true => schedule.requested_at,
+                            false => record.requested_at.clone(),
+                        },
                         sealed: sealing::after(record.sealed.as_ref(), &key.spec),
                     },
                 };
@@ -311,12 +340,28 @@ pub fn step(world: &World<'_>) -> Step {
     }
 }
 
+/// Whether a restored ApiKey waits for its Secret. A backup holds both; a new value would take the place of the restored
+/// one, and the restore of the Secret would fail. A rotation that is requested after the restore mints a new value.
+#[must_use]
+pub fn awaits_secret(key: &ApiKey, now: Timestamp) -> bool {
+    let is_known = key.status.as_ref().is_some_and(|status| !status.tokens.is_empty());
+    let annotations = key.metadata.annotations.as_ref();
+    let is_restored = annotations.is_some_and(|all| all.contains_key(RESTORED_BY_ANNOTATION));
+    let is_restored = is_restored && key.spec.legacy.is_none();
+    let created = key.metadata.creation_timestamp.as_ref().map(|at| at.0.to_string());
+    is_restored && !is_known && !Schedule::of(&key.spec).is_requested(created.as_deref(), now)
+}
+
 /// Whether the Secret must be read before deciding: the spec changed, something is due, or it is time for a look.
 #[must_use]
 pub fn must_read(key: &ApiKey, settings: Option<&SecuritySettingsSpec>, now: Timestamp, check_due: bool) -> bool {
+    if awaits_secret(key, now) {
+        return true;
+    }
     let Some(status) = &key.status else { return false };
     // A Secret that was not in order is looked at each time, so that the status neither flaps nor grows old.
-    if status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason.starts_with("Secret")) {
+    let is_in_doubt = |reason: &str| reason.starts_with("Secret") || reason == "DigestInUse";
+    if status.conditions.iter().any(|c| c.type_ == "Ready" && is_in_doubt(&c.reason)) {
         return true;
     }
     let Some(record) = record_of_status(status) else {
@@ -344,7 +389,9 @@ pub fn next_wake(
     let unused = record_of_status(status).and_then(|record| unused_at(settings, Some(status), &record));
     // A rotation that is due although it lies in the past is blocked by something that will announce itself.
     let erasure = record_of_status(status).and_then(|record| sealing::erase_at(&record, settings));
-    [schedule.expires_at, overlap_end, rotation, unused, erasure].into_iter().flatten().filter(|at| *at > now).min()
+    let request = schedule.request(status.last_handled_requested_at.as_deref());
+    let all = [schedule.expires_at, overlap_end, rotation, unused, erasure, request];
+    all.into_iter().flatten().filter(|at| *at > now).min()
 }
 
 /// The replaced value, if it works at `now` under this schedule.
@@ -355,10 +402,14 @@ pub(super) fn live_previous(schedule: &Schedule, record: &Record, now: Timestamp
 /// The record, as far as the status knows it. `None` if nothing was minted.
 #[must_use]
 pub fn record_of_status(status: &ApiKeyStatus) -> Option<Record> {
-    let entry = |token: &Token| Entry { sha256: token.sha256.clone(), minted_at: token.minted_at.0 };
+    let entry = |token: &Token| Entry {
+        sha256: token.sha256.clone(),
+        minted_at: token.minted_at.0,
+        generation: token.generation.unwrap_or_default(),
+    };
     let current = entry(status.tokens.first()?);
     Some(Record {
-        api_key: String::new(),
+        subject: Subject::default(),
         created_at: status.created_at.as_ref().map_or(current.minted_at, |t| t.0),
         last_rotated_at: status.last_rotated_at.as_ref().map(|t| t.0),
         requested_at: status.last_handled_requested_at.clone(),
@@ -512,7 +563,7 @@ mod tests {
         assert_eq!(life.status().state, Some(KeyState::Inactive));
         let ready = &life.status().conditions[0];
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "Unused"));
-        assert!(ready.message.contains("change spec.rotation.requestedAt"), "{}", ready.message);
+        assert!(ready.message.contains("set spec.rotation.requestedAt"), "{}", ready.message);
         assert_eq!(life.status().last_used_at.as_ref().unwrap().0, at(600), "carried over");
 
         assert_eq!(life.run(5400), Step::Rest, "the schedule does not bring it back");

@@ -1,15 +1,23 @@
 //! The record: what the Secret itself says of the key, beside the value.
 //!
-//! It is written in the same request as the value, so it can't disagree with it, and it is all that is needed to
-//! rebuild the status of an ApiKey after a crash, a lost status or a restored backup. It holds no value.
+//! The operator writes the record in the same request as the value, so that the two always agree. The record is all
+//! that is needed to rebuild the status of an ApiKey after a crash, a lost status or a restored backup. It holds no value.
+//!
+//! Everybody with write access to Secrets can write a record. The operator therefore authenticates each record with a
+//! message authentication code ([`MAC_ANNOTATION`]) and believes no other one.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::api::RevealMode;
+use super::status::secret_ref;
+use crate::api::{ApiKey, KeyType, RevealMode};
 
 /// The annotation that holds the record, as JSON.
 pub const ANNOTATION: &str = "keywright.dev/record";
+
+/// The annotation that holds the message authentication code of the record: HMAC-SHA-256 (RFC 2104) over the text of
+/// [`ANNOTATION`], as 64 hex digits.
+pub const MAC_ANNOTATION: &str = "keywright.dev/record-mac";
 
 /// The type of every Secret that Keywright writes. It never depends on user input, so that no ApiKey can make a
 /// Secret that means something to another controller (CVE-2026-42876 of a peer).
@@ -19,8 +27,9 @@ pub const SECRET_TYPE: &str = "keywright.dev/api-key";
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The name of the ApiKey. Its namespace is the Secret's own.
-    pub api_key: String,
+    /// The key and the Secret that the record is about.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// When the first value was minted.
     pub created_at: Timestamp,
     /// When the value was last replaced.
@@ -43,6 +52,48 @@ pub struct Record {
     /// See `labels`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,
+}
+
+/// The key and the Secret that a record is about. A record that is copied to another place names the place that it
+/// comes from, and is refused there.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    /// The namespace of the ApiKey and of the Secret.
+    #[serde(default)]
+    pub namespace: String,
+    /// The name of the Secret.
+    #[serde(default)]
+    pub secret: String,
+    /// The name of the ApiKey.
+    pub api_key: String,
+    /// The uid of the ApiKey. A restored ApiKey has another uid than the record.
+    #[serde(default)]
+    pub uid: String,
+    /// The type of the ApiKey. Absent in records of earlier versions.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub key_type: Option<KeyType>,
+}
+
+impl Subject {
+    /// The subject of the record of an ApiKey.
+    #[must_use]
+    pub fn of(key: &ApiKey) -> Self {
+        Self {
+            namespace: key.metadata.namespace.clone().unwrap_or_default(),
+            secret: secret_ref(key).name,
+            api_key: key.metadata.name.clone().unwrap_or_default(),
+            uid: key.metadata.uid.clone().unwrap_or_default(),
+            key_type: Some(key.spec.key_type),
+        }
+    }
+
+    /// Whether both are about the same names and type. The uid may differ: a restore gives the ApiKey a new one.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let uid = other.uid.clone();
+        Self { uid, ..self.clone() } == *other
+    }
 }
 
 /// The key in a Secret's data that holds a sealed value.
@@ -89,6 +140,9 @@ pub struct Entry {
     pub sha256: String,
     /// When it was minted.
     pub minted_at: Timestamp,
+    /// Which value of its key it is, from 1; it only grows. 0 if an earlier version wrote it.
+    #[serde(default)]
+    pub generation: i64,
 }
 
 /// A replaced value that still works for a while.

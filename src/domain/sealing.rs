@@ -111,7 +111,10 @@ mod tests {
     use super::*;
     use crate::{
         api::SecretRef,
-        domain::{record::Entry, validate::tests::spec},
+        domain::{
+            record::{Entry, Subject},
+            validate::tests::spec,
+        },
     };
 
     const PLAIN: Option<(RevealMode, bool)> = None;
@@ -200,11 +203,11 @@ mod tests {
         let settings =
             SecuritySettingsSpec { erase_unrevealed_after: Some("1h".to_owned()), ..SecuritySettingsSpec::default() };
         let mut record = Record {
-            api_key: "k".to_owned(),
+            subject: Subject::default(),
             created_at: at(0),
             last_rotated_at: None,
             requested_at: None,
-            current: Entry { sha256: String::new(), minted_at: at(0) },
+            current: Entry { sha256: String::new(), minted_at: at(0), generation: 1 },
             previous: None,
             sealed: at_first(&spec(KeyType::Personal, &["Alerts"], &[]), None),
             labels: vec![],

@@ -125,11 +125,13 @@ fn tokens(schedule: &Schedule, record: &Record, now: Timestamp) -> Vec<Token> {
     let current = Token {
         id: record.current.id(),
         sha256: record.current.sha256.clone(),
+        generation: Some(record.current.generation),
         minted_at: Time(record.current.minted_at),
         expires_at: schedule.expires_at.filter(|at| *at > Timestamp::MIN).map(Time),
     };
     let previous = lifecycle::live_previous(schedule, record, now).map(|previous| Token {
         id: previous.entry.id(),
+        generation: Some(previous.entry.generation),
         minted_at: Time(previous.entry.minted_at),
         expires_at: Some(Time(previous.expires_at)),
         sha256: previous.entry.sha256,
@@ -187,9 +189,9 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
     if let Some(failure) = failure {
         return summary(false, true, failure.reason, failure.message.clone());
     }
-    if let Observed::Foreign { why, passing } = secret {
+    if let Observed::Foreign { reason, why, passing } = secret {
         let message = format!("Secret {} was left alone: {why}", place.name);
-        return summary(false, *passing, "SecretConflict", message);
+        return summary(false, *passing, reason, message);
     }
     if let (false, Some(rival)) = (minted, rival) {
         let message = format!(
@@ -208,7 +210,7 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
     let legacy = key.spec.legacy.is_some();
     if lost && state != KeyState::Expired {
         if erased && matches!(secret, Observed::Ours(_) | Observed::NotRead) {
-            let message = "the value was erased, since nobody revealed it in time: change spec.rotation.requestedAt to mint a new one";
+            let message = "the value was erased, since nobody revealed it in time: set spec.rotation.requestedAt to the current time to mint a new one";
             return summary(false, false, "ValueErased", message.to_owned());
         }
         let (reason, message) = loss(matches!(secret, Observed::Ours(_)), legacy, &place);
@@ -223,7 +225,7 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
             let way = if legacy {
                 "a legacy key can't be minted: replace it by a custom key, or raise the limit"
             } else {
-                "change spec.rotation.requestedAt to mint a new value"
+                "set spec.rotation.requestedAt to the current time to mint a new value"
             };
             let message =
                 format!("not used for as long as limits.deactivateUnusedAfter of the SecuritySettings: {way}");
@@ -233,6 +235,14 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
             summary(true, false, "Inactive", "inactive, as spec.active asks; the value is kept".to_owned())
         }
         KeyState::Active => summary(true, false, "Active", whereabouts(sealed, &place)),
+        KeyState::Pending if lifecycle::awaits_secret(key, now) => {
+            let message = format!(
+                "the ApiKey was restored from a backup, and Secret {} was not yet: restore the Secret, or set \
+                 spec.rotation.requestedAt to the current time to mint a new value",
+                place.name
+            );
+            summary(false, false, "WaitingForSecret", message)
+        }
         KeyState::Pending | KeyState::Rejected | KeyState::Lost => {
             summary(false, true, "Minting", format!("the value is being written to Secret {}", place.name))
         }
@@ -244,12 +254,12 @@ fn loss(changed: bool, legacy: bool, place: &SecretRef) -> (&'static str, String
     let SecretRef { name, key } = place;
     let message = match (changed, legacy) {
         (true, false) => format!(
-            "key {key} of Secret {name} no longer holds the value that was minted: change spec.rotation.requestedAt to \
-             mint a new one"
+            "key {key} of Secret {name} no longer holds the value that was minted: set spec.rotation.requestedAt \
+             to the current time to mint a new one"
         ),
         (false, false) => format!(
-            "Secret {name} is gone and the value can't be restored: bring the Secret back, or change \
-             spec.rotation.requestedAt to mint a new value"
+            "Secret {name} is gone and the value can't be restored: bring the Secret back, or set \
+             spec.rotation.requestedAt to the current time to mint a new value"
         ),
         (true, true) => format!(
             "key {key} of Secret {name} no longer holds the value that was imported: bring that value back; a legacy \
@@ -425,8 +435,12 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
 }
 
 /// The reasons of warning Events: a fixed set, since reasons are what people and alerts filter by.
-const WARNINGS: [&str; 17] = [
+const WARNINGS: [&str; 21] = [
     "Unused",
+    "DigestInUse",
+    "LegacyValueMinted",
+    "SecretNotAuthentic",
+    "WaitingForSecret",
     "LegacyValueTooShort",
     "CatalogMissing",
     "PresetNotFound",

@@ -161,7 +161,13 @@ mod tests {
 
     fn token(fill: char, minted: i64, end: Option<i64>) -> Token {
         let sha256 = fill.to_string().repeat(64);
-        Token { id: String::new(), sha256, minted_at: Time(at(minted)), expires_at: end.map(|end| Time(at(end))) }
+        Token {
+            id: String::new(),
+            sha256,
+            generation: None,
+            minted_at: Time(at(minted)),
+            expires_at: end.map(|end| Time(at(end))),
+        }
     }
 
     /// A key in the middle of a rotation: minted anew at 100 h, the old value lives until 124 h.

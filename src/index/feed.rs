@@ -19,7 +19,10 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::api::{ApiKey, CREATOR_ANNOTATION};
+use crate::api::{ACCEPT_SECRET_ANNOTATION, ApiKey, CREATOR_ANNOTATION, RESTORED_BY_ANNOTATION};
+
+/// The annotations that the index keeps.
+const KEPT_ANNOTATIONS: [&str; 3] = [CREATOR_ANNOTATION, RESTORED_BY_ANNOTATION, ACCEPT_SECRET_ANNOTATION];
 
 /// Pauses that stay short: a quarter of a second, then twice as long up to two seconds.
 #[derive(Debug, Default)]
@@ -121,7 +124,8 @@ pub fn compact_key(key: &mut ApiKey) {
     key.spec.presets.shrink_to_fit();
     key.spec.permissions.shrink_to_fit();
     if let Some(status) = &mut key.status {
-        if status.creator.is_some() {
+        // A key with a value was restored and accepted already, if it was.
+        if status.creator.is_some() && !status.tokens.is_empty() {
             key.metadata.annotations = None;
         }
         status.conditions.shrink_to_fit();
@@ -137,9 +141,11 @@ fn unguard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>, com
             // managedFields and the last-applied annotation are most of an object's size and of no use here.
             let meta = object.meta_mut();
             meta.managed_fields = None;
-            // Of annotations, only who created the object is of use, and `compact` drops that where the status has it.
+            // Of annotations, only those are of use that the cluster itself writes. `compact` drops the creator where
+            // the status has it.
             meta.annotations = meta.annotations.take().and_then(|mut all| {
-                all.remove_entry(CREATOR_ANNOTATION).map(|entry| std::collections::BTreeMap::from([entry]))
+                all.retain(|name, _| KEPT_ANNOTATIONS.contains(&name.as_str()));
+                (!all.is_empty()).then_some(all)
             });
             meta.labels = None;
             meta.owner_references = None;

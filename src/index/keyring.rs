@@ -710,6 +710,7 @@ pub(crate) mod tests {
         key.metadata.creation_timestamp = Some(Time(at(created)));
         let token = |value: &u8| Token {
             id: digest(*value).id(),
+            generation: None,
             sha256: digest(*value).to_string(),
             minted_at: Time(at(created)),
             expires_at: None,

@@ -5,6 +5,7 @@
 //! it, so that neither needs a request of its own.
 
 pub mod catalogs;
+pub mod digests;
 pub mod feed;
 pub mod keyring;
 pub mod wire;
@@ -31,6 +32,8 @@ use crate::{
 /// Shared by everything in the process that has to know.
 #[derive(Default)]
 pub struct Index {
+    /// Which ApiKey has which digest.
+    pub digests: digests::Digests,
     catalogs: RwLock<Catalogs>,
     claims: RwLock<Claims>,
     references: RwLock<References>,

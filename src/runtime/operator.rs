@@ -102,12 +102,13 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let context = Arc::new(api_key::Context {
         client: client.clone(),
         index: Arc::clone(&index),
+        keys: keys.clone(),
         clock: clock.clone(),
         events: events.clone(),
         metrics: metrics.clone(),
         backoff,
         checks: Checks::every(args.secret_check_interval),
-        sealing: Keeper::new(client.clone(), &args.pod_namespace, &args.sealing_secret),
+        sealing: Keeper::new(client.clone(), &args.pod_namespace, &args.sealing_secret, !args.check_roles),
     });
 
     // Watches feed the index on every replica, and the queue on the one that leads.
@@ -243,9 +244,17 @@ async fn feed_keys(
     changed: [Arc<Notify>; 2],
 ) {
     let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
+    let known = writer.as_reader();
     while let Some(event) = events.next().await {
         context.index.apply_key(&event);
+        if let Event::Apply(key) | Event::Delete(key) = &event {
+            let after = matches!(event, Event::Apply(_)).then_some(key);
+            context.index.digests.replace(known.get(&reference(key)).as_deref(), after);
+        }
         writer.apply_watcher_event(&event);
+        if matches!(event, Event::InitDone) {
+            context.index.digests.reset(known.state().iter().map(AsRef::as_ref));
+        }
         for changed in &changed {
             changed.notify_one();
         }

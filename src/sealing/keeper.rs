@@ -15,8 +15,11 @@ use tokio::{
 
 use super::Keyring;
 
-/// The key in the Secret's data.
+/// The key in the Secret's data that holds the age identities.
 pub const IDENTITIES: &str = "identities";
+
+/// The key in the Secret's data that holds the record keys.
+pub const RECORD_KEYS: &str = "record-keys";
 
 /// The annotation that asks for a new identity: any value that [`ROTATED_AT`] does not have, usually the time.
 pub const ROTATE_REQUESTED_AT: &str = "keywright.dev/rotate-requested-at";
@@ -36,14 +39,22 @@ const ROUNDS: u8 = 5;
 pub struct Keeper {
     secrets: Api<Secret>,
     name: String,
+    guarded: bool,
     ring: Mutex<Option<(Instant, Arc<Keyring>)>>,
 }
 
 impl Keeper {
-    /// Keeps the keyring in this Secret.
+    /// Keeps the keyring in this Secret. `guarded` says whether the chart's ValidatingAdmissionPolicy lets nobody write
+    /// the Secrets of keys but the operator and users with the restore right.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: &str) -> Self {
-        Self { secrets: Api::namespaced(client, namespace), name: name.to_owned(), ring: Mutex::default() }
+    pub fn new(client: Client, namespace: &str, name: &str, guarded: bool) -> Self {
+        Self { secrets: Api::namespaced(client, namespace), name: name.to_owned(), guarded, ring: Mutex::default() }
+    }
+
+    /// Whether nobody else can write the Secrets of keys.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.guarded
     }
 
     /// The keyring, at most a minute old. Made if there is none; renewed if that was asked for.
@@ -70,31 +81,39 @@ impl Keeper {
         let Some(mut secret) = self.call("read", self.secrets.get_opt(&self.name)).await?.flatten() else {
             return self.make().await;
         };
-        let text = secret.data.as_ref().and_then(|data| data.get(IDENTITIES));
-        let text = text.and_then(|ByteString(bytes)| std::str::from_utf8(bytes).ok()).unwrap_or_default();
-        let ring = Keyring::parse(text).map_err(|error| format!("Secret {}: {error}", self.name))?;
-        let asked = secret.annotations().get(ROTATE_REQUESTED_AT).cloned();
-        let Some(asked) = asked.filter(|asked| secret.annotations().get(ROTATED_AT) != Some(asked)) else {
-            return Ok(Some(ring));
+        let text = |name: &str| match secret.data.as_ref().and_then(|data| data.get(name)) {
+            // What is no text is no key file either.
+            Some(ByteString(bytes)) => std::str::from_utf8(bytes).unwrap_or("?"),
+            None => "",
         };
-        let ring = ring.rotated();
-        secret.annotations_mut().insert(ROTATED_AT.to_owned(), asked);
-        secret.data.get_or_insert_default().insert(IDENTITIES.to_owned(), bytes(&ring));
+        let failed = |error| format!("Secret {}: {error}", self.name);
+        let mut ring = Keyring::parse(text(IDENTITIES), text(RECORD_KEYS)).map_err(failed)?;
+        let asked = secret.annotations().get(ROTATE_REQUESTED_AT).cloned();
+        match asked.filter(|asked| secret.annotations().get(ROTATED_AT) != Some(asked)) {
+            Some(asked) => {
+                ring.rotate().map_err(failed)?;
+                secret.annotations_mut().insert(ROTATED_AT.to_owned(), asked);
+            }
+            // An earlier version made it.
+            None if !ring.has_record_key() => ring.add_record_key().map_err(failed)?,
+            None => return Ok(Some(ring)),
+        }
+        secret.data.get_or_insert_default().extend(data(&ring));
         // With the resourceVersion that was read: only a keyring that nobody changed meanwhile gets a successor.
         let done = self.call("write", self.secrets.replace(&self.name, &PostParams::default(), &secret)).await?;
         if done.is_some() {
-            tracing::info!(secret = self.name, "a new sealing key was added; the old ones still open what they sealed");
+            tracing::info!(secret = self.name, "new sealing keys were added; the old ones still open what they sealed");
         }
         Ok(done.map(|_| ring))
     }
 
     async fn make(&self) -> Result<Option<Keyring>, String> {
-        let ring = Keyring::generate();
+        let ring = Keyring::generate().map_err(|error| error.to_string())?;
         let labels = BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "keywright".to_owned())]);
         let secret = Secret {
             metadata: ObjectMeta { name: Some(self.name.clone()), labels: Some(labels), ..ObjectMeta::default() },
             type_: Some("Opaque".to_owned()),
-            data: Some(BTreeMap::from([(IDENTITIES.to_owned(), bytes(&ring))])),
+            data: Some(data(&ring)),
             ..Secret::default()
         };
         let done = self.call("create", self.secrets.create(&PostParams::default(), &secret)).await?;
@@ -117,6 +136,9 @@ impl Keeper {
     }
 }
 
-fn bytes(ring: &Keyring) -> ByteString {
-    ByteString(ring.to_text().expose_secret().as_bytes().to_vec())
+fn data(ring: &Keyring) -> BTreeMap<String, ByteString> {
+    let bytes = |text: secrecy::SecretString| ByteString(text.expose_secret().as_bytes().to_vec());
+    [(IDENTITIES, bytes(ring.identities_text())), (RECORD_KEYS, bytes(ring.record_keys_text()))]
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .into()
 }

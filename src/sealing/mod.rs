@@ -1,14 +1,18 @@
-//! Sealed values: encrypted at rest to the operator, and in an answer to the person who asked.
+//! The operator's own keys: they encrypt values at rest, and they authenticate the records in Secrets. Also here: the
+//! encryption of an answer to the person who asked.
 //!
-//! [`Keyring`] is the operator's own: age identities, the newest first. What it seals, only it opens; since its
-//! recipients are published nowhere, what it opens was also sealed by it. [`Keeper`] keeps it in a Secret.
+//! [`Keyring`] holds age identities, which seal values, and record keys, which authenticate records; of both the newest
+//! is first. A sealed value names the key that it belongs to, so that it can't be used for another one. The recipients of
+//! the identities are published nowhere, so that only the operator can seal to them. [`Keeper`] keeps the keyring in a
+//! Secret.
 //!
-//! A backup of that Secret is what makes a backup of sealed values worth anything:
-//! `kubectl -n keywright-system get secret keywright-sealing-keys -o yaml`.
+//! A backup of sealed values is of use only with a backup of that Secret, and only with it are restored records
+//! authentic: `kubectl -n keywright-system get secret keywright-sealing-keys -o yaml`.
 
 mod keeper;
+mod record_key;
 
-use std::{fmt, io::Read, iter};
+use std::{fmt, io::Read};
 
 use age::{
     secrecy::ExposeSecret,
@@ -17,7 +21,9 @@ use age::{
 };
 use secrecy::{SecretSlice, SecretString};
 
-pub use self::keeper::{IDENTITIES, Keeper, ROTATE_REQUESTED_AT, ROTATED_AT};
+pub use self::keeper::{IDENTITIES, Keeper, RECORD_KEYS, ROTATE_REQUESTED_AT, ROTATED_AT};
+use self::record_key::RecordKey;
+use crate::domain::record::{Record, Subject};
 
 /// What could not be done; it quotes neither values nor identities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +31,12 @@ pub enum SealError {
     /// The identities are no identity file of age.
     #[error("the sealing keys can't be read: restore them from a backup")]
     Identities,
+    /// The record keys are not lines of 64 hex digits.
+    #[error("the record keys can't be read: restore them from a backup")]
+    RecordKeys,
+    /// The system's random source failed.
+    #[error("the system's random source failed")]
+    Random,
     /// The recipient is neither of age nor of SSH.
     #[error("the recipient is no age recipient (age1...) and no SSH public key (ssh-ed25519 or ssh-rsa)")]
     Recipient,
@@ -36,75 +48,158 @@ pub enum SealError {
     Open,
 }
 
-/// The operator's identities, the newest first. It can't be printed; its identities leave memory zeroed.
-pub struct Keyring(Vec<Identity>);
+/// The operator's keys, the newest first. The keyring can't be printed; identities leave memory zeroed.
+pub struct Keyring {
+    identities: Vec<Identity>,
+    record_keys: Vec<RecordKey>,
+}
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keyring of {}", self.0.len())
+        write!(f, "Keyring of {} identities and {} record keys", self.identities.len(), self.record_keys.len())
     }
 }
 
-impl Keyring {
-    /// A new keyring of one identity.
-    #[must_use]
-    pub fn generate() -> Self {
-        Self(vec![Identity::generate()])
-    }
+/// A value that was sealed, and which value of its key it is.
+pub struct Opened {
+    /// The value.
+    pub value: SecretSlice<u8>,
+    /// Its generation.
+    pub generation: i64,
+}
 
-    /// Reads an identity file of age: an identity a line, comments begin with `#`.
+/// The first line inside a sealed value: the key that it belongs to. A sealed value is a text of two lines.
+fn heading(subject: &Subject) -> String {
+    let Subject { namespace, api_key, secret, key_type, .. } = subject;
+    let key_type = key_type.map(|key_type| format!("{key_type:?}")).unwrap_or_default();
+    format!("keywright.dev/sealed/v1 {namespace}/{api_key} {secret} {key_type} ")
+}
+
+impl Keyring {
+    /// A new keyring of one identity and one record key.
     ///
     /// # Errors
-    /// If a line is no identity, or none is.
-    pub fn parse(text: &str) -> Result<Self, SealError> {
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let identities = lines.map(|line| line.parse().map_err(|_| SealError::Identities));
-        let identities = identities.collect::<Result<Vec<_>, _>>()?;
-        if identities.is_empty() { Err(SealError::Identities) } else { Ok(Self(identities)) }
+    /// If the random source fails.
+    pub fn generate() -> Result<Self, SealError> {
+        Ok(Self { identities: vec![Identity::generate()], record_keys: vec![RecordKey::generate()?] })
     }
 
-    /// This keyring with a new identity before the others, which still open what they sealed.
+    /// Reads an identity file of age (an identity a line, comments begin with `#`), and record keys likewise. A keyring
+    /// of an earlier version has no record keys.
+    ///
+    /// # Errors
+    /// If a line is no identity or no record key, or there is no identity.
+    pub fn parse(identities: &str, record_keys: &str) -> Result<Self, SealError> {
+        let identities = lines(identities).map(|line| line.parse().map_err(|_| SealError::Identities));
+        let identities = identities.collect::<Result<Vec<_>, _>>()?;
+        if identities.is_empty() {
+            return Err(SealError::Identities);
+        }
+        let record_keys = lines(record_keys).map(RecordKey::parse).collect::<Result<_, _>>()?;
+        Ok(Self { identities, record_keys })
+    }
+
+    /// Whether there is a key to authenticate records with.
     #[must_use]
-    pub fn rotated(&self) -> Self {
-        Self(iter::once(Identity::generate()).chain(self.0.iter().cloned()).collect())
+    pub fn has_record_key(&self) -> bool {
+        !self.record_keys.is_empty()
+    }
+
+    /// Adds a record key before the others, which still authenticate their records.
+    ///
+    /// # Errors
+    /// If the random source fails.
+    pub fn add_record_key(&mut self) -> Result<(), SealError> {
+        self.record_keys.insert(0, RecordKey::generate()?);
+        Ok(())
+    }
+
+    /// Adds an identity and a record key before the others, which still open and authenticate what is theirs.
+    ///
+    /// # Errors
+    /// If the random source fails.
+    pub fn rotate(&mut self) -> Result<(), SealError> {
+        self.identities.insert(0, Identity::generate());
+        self.add_record_key()
     }
 
     /// The identity file, for the one Secret that holds it.
     #[must_use]
-    pub fn to_text(&self) -> SecretString {
+    pub fn identities_text(&self) -> SecretString {
         let mut text = String::new();
-        for identity in &self.0 {
+        for identity in &self.identities {
             text.push_str(identity.to_string().expose_secret());
             text.push('\n');
         }
         text.into()
     }
 
-    /// Encrypts a value to the newest identity.
+    /// The record keys, for the one Secret that holds them: 64 hex digits a line.
+    #[must_use]
+    pub fn record_keys_text(&self) -> SecretString {
+        self.record_keys.iter().fold(String::new(), |text, key| text + key.text() + "\n").into()
+    }
+
+    /// Encrypts a value to the newest identity, together with the key and the generation that it belongs to.
     ///
     /// # Errors
     /// If encryption fails.
-    pub fn seal(&self, value: &[u8]) -> Result<Vec<u8>, SealError> {
-        let newest = self.0.first().ok_or(SealError::Identities)?;
-        age::encrypt(&newest.to_public(), value).map_err(|_| SealError::Encrypt)
+    pub fn seal(&self, record: &Record, value: &[u8]) -> Result<Vec<u8>, SealError> {
+        let newest = self.identities.first().ok_or(SealError::Identities)?;
+        let heading = format!("{}{}\n", heading(&record.subject), record.current.generation);
+        // Room from the start: growing would leave copies behind.
+        let mut text = Vec::with_capacity(heading.len() + value.len());
+        text.extend(heading.as_bytes());
+        text.extend(value);
+        let sealed = age::encrypt(&newest.to_public(), &text).map_err(|_| SealError::Encrypt);
+        text.fill(0);
+        sealed
     }
 
-    /// Opens what this keyring sealed, whichever of its identities did.
+    /// Opens what this keyring sealed for a key, whichever of its identities did.
     ///
     /// # Errors
-    /// If none opens it.
-    pub fn open(&self, ciphertext: &[u8]) -> Result<SecretSlice<u8>, SealError> {
+    /// If none opens it, or it was sealed for another key.
+    pub fn open(&self, subject: &Subject, ciphertext: &[u8]) -> Result<Opened, SealError> {
         let decryptor = age::Decryptor::new_buffered(ciphertext).map_err(|_| SealError::Open)?;
-        let identities = self.0.iter().map(|identity| identity as &dyn age::Identity);
+        let identities = self.identities.iter().map(|identity| identity as &dyn age::Identity);
         let mut reader = decryptor.decrypt(identities).map_err(|_| SealError::Open)?;
         // Room from the start: growing would leave copies behind.
-        let mut value = Vec::with_capacity(1024);
-        if reader.read_to_end(&mut value).is_err() {
-            value.fill(0);
-            return Err(SealError::Open);
-        }
-        Ok(value.into())
+        let mut text = Vec::with_capacity(ciphertext.len());
+        let opened = match reader.read_to_end(&mut text) {
+            Ok(_) => unwrap(subject, &text),
+            Err(_) => None,
+        };
+        text.fill(0);
+        opened.ok_or(SealError::Open)
     }
+
+    /// The message authentication code of the text of a record, by the newest record key: 64 hex digits.
+    ///
+    /// # Errors
+    /// If there is no record key.
+    pub fn authenticate(&self, record: &str) -> Result<String, SealError> {
+        self.record_keys.first().map(|key| key.sign(record)).ok_or(SealError::RecordKeys)
+    }
+
+    /// Whether a message authentication code of the text of a record is by one of the record keys.
+    #[must_use]
+    pub fn is_authentic(&self, record: &str, mac: &str) -> bool {
+        self.record_keys.iter().any(|key| key.verifies(record, mac))
+    }
+}
+
+/// The lines of a key file that hold a key.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// The value in the text of a sealed value, if that is for this key.
+fn unwrap(subject: &Subject, text: &[u8]) -> Option<Opened> {
+    let rest = text.strip_prefix(heading(subject).as_bytes())?;
+    let end = rest.iter().position(|byte| *byte == b'\n')?;
+    let generation = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+    Some(Opened { value: rest[end + 1..].to_vec().into(), generation })
 }
 
 /// Encrypts a value to a person: an age recipient (`age1...`) or an SSH public key. The answer is ASCII armor.
@@ -124,6 +219,7 @@ pub fn encrypt_to(recipient: &str, value: &[u8]) -> Result<String, SealError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api::KeyType, domain::record::Entry};
 
     const VALUE: &[u8] = b"kwt_not-a-key";
 
@@ -139,36 +235,106 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
 -----END OPENSSH PRIVATE KEY-----
 ";
 
+    fn subject(name: &str) -> Subject {
+        Subject {
+            namespace: "shop".to_owned(),
+            secret: format!("{name}-secret"),
+            api_key: name.to_owned(),
+            uid: "1".to_owned(),
+            key_type: Some(KeyType::Team),
+        }
+    }
+
+    fn record(name: &str, generation: i64) -> Record {
+        let at = "2026-11-23T09:00:00Z".parse().unwrap();
+        Record {
+            subject: subject(name),
+            created_at: at,
+            last_rotated_at: None,
+            requested_at: None,
+            current: Entry { sha256: String::new(), minted_at: at, generation },
+            previous: None,
+            sealed: None,
+            labels: vec![],
+            annotations: vec![],
+        }
+    }
+
+    /// The keyring as its Secret has it, read again.
+    fn reread(ring: &Keyring) -> Keyring {
+        Keyring::parse(ring.identities_text().expose_secret(), ring.record_keys_text().expose_secret()).unwrap()
+    }
+
     #[test]
     fn what_is_sealed_opens_with_every_later_keyring_and_with_no_other() {
-        let first = Keyring::generate();
-        let old = first.seal(VALUE).unwrap();
+        let first = Keyring::generate().unwrap();
+        let old = first.seal(&record("k", 3), VALUE).unwrap();
         assert!(!old.windows(VALUE.len()).any(|part| part == VALUE));
-        let second = Keyring::parse(second_text(&first).expose_secret()).unwrap();
-        let new = second.seal(VALUE).unwrap();
-        for (ring, sealed, opens) in
-            [(&first, &old, true), (&second, &old, true), (&second, &new, true), (&first, &new, false)]
+        let mut second = reread(&first);
+        second.rotate().unwrap();
+        let second = reread(&second);
+        assert_eq!(format!("{second:?}"), "Keyring of 2 identities and 2 record keys");
+        let new = second.seal(&record("k", 4), VALUE).unwrap();
+        for (ring, sealed, generation) in
+            [(&first, &old, Some(3)), (&second, &old, Some(3)), (&second, &new, Some(4)), (&first, &new, None)]
         {
-            assert_eq!(ring.open(sealed).is_ok_and(|value| value.expose_secret() == VALUE), opens);
+            let opened = ring.open(&subject("k"), sealed).ok();
+            assert!(opened.as_ref().is_none_or(|opened| opened.value.expose_secret() == VALUE));
+            assert_eq!(opened.map(|opened| opened.generation), generation);
         }
-        assert_eq!(Keyring::generate().open(&old).unwrap_err(), SealError::Open);
+        let is_refused = |ring: &Keyring, sealed: &[u8]| {
+            matches!(ring.open(&subject("k"), sealed).map(|_| ()), Err(SealError::Open))
+        };
+        assert!(is_refused(&Keyring::generate().unwrap(), &old));
         let mut broken = old.clone();
         *broken.last_mut().unwrap() ^= 1;
-        assert_eq!(first.open(&broken).unwrap_err(), SealError::Open);
-    }
-
-    fn second_text(first: &Keyring) -> SecretString {
-        let second = first.rotated();
-        assert_eq!(format!("{second:?}"), "Keyring of 2");
-        second.to_text()
+        assert!(is_refused(&first, &broken));
     }
 
     #[test]
-    fn an_identity_file_is_read_strictly() {
-        let one = Keyring::generate().to_text();
-        assert!(Keyring::parse(&format!("# made by age-keygen\n\n{}", one.expose_secret())).is_ok());
-        for broken in ["", "# nothing", "nonsense", &format!("{}nonsense", one.expose_secret())] {
-            assert!(Keyring::parse(broken).is_err());
+    fn what_is_sealed_for_one_key_opens_for_no_other() {
+        let ring = Keyring::generate().unwrap();
+        let sealed = ring.seal(&record("k", 1), VALUE).unwrap();
+        let own = subject("k");
+        assert!(ring.open(&Subject { uid: "restored".to_owned(), ..own.clone() }, &sealed).is_ok());
+        for other in [
+            subject("other"),
+            Subject { namespace: "bank".to_owned(), ..own.clone() },
+            Subject { secret: "k-secret2".to_owned(), ..own.clone() },
+            Subject { key_type: Some(KeyType::Personal), ..own.clone() },
+            Subject { key_type: None, ..own },
+        ] {
+            assert!(ring.open(&other, &sealed).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_authentic_by_its_own_code_alone() {
+        let first = Keyring::generate().unwrap();
+        let mac = first.authenticate("{}").unwrap();
+        let mut second = reread(&first);
+        second.rotate().unwrap();
+        assert!(first.is_authentic("{}", &mac) && reread(&second).is_authentic("{}", &mac), "also by a later keyring");
+        assert_ne!(second.authenticate("{}").unwrap(), mac);
+        for (text, mac) in [("{ }", mac.as_str()), ("{}", ""), ("{}", "00"), ("{}", &mac[2..]), ("{}", "xyz")] {
+            assert!(!first.is_authentic(text, mac), "{text} {mac}");
+        }
+        assert!(!Keyring::generate().unwrap().is_authentic("{}", &mac));
+        let before = Keyring::parse(first.identities_text().expose_secret(), "").unwrap();
+        assert!(!before.has_record_key() && !before.is_authentic("{}", &mac) && before.authenticate("{}").is_err());
+    }
+
+    #[test]
+    fn key_files_are_read_strictly() {
+        let ring = Keyring::generate().unwrap();
+        let (identities, keys) = (ring.identities_text(), ring.record_keys_text());
+        let (identities, keys) = (identities.expose_secret(), keys.expose_secret());
+        assert!(Keyring::parse(&format!("# made by age-keygen\n\n{identities}"), &format!("# none\n{keys}")).is_ok());
+        for broken in ["", "# nothing", "nonsense", &format!("{identities}nonsense")] {
+            assert!(Keyring::parse(broken, keys).is_err());
+        }
+        for broken in ["nonsense", &format!("{keys}00"), &keys.replace('\n', "00")] {
+            assert!(Keyring::parse(identities, broken).is_err());
         }
     }
 

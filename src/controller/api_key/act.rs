@@ -25,7 +25,7 @@ use crate::{
         record::{self, Record, Sealed},
         status::secret_ref,
     },
-    sealing::Keeper,
+    sealing::{Keeper, SealError},
 };
 
 /// What became of a step.
@@ -71,16 +71,16 @@ pub async fn act(
             let value = mint(key)?;
             let record = draft.seal(key, value.digest(), now);
             let data = data(sealing, key, &value, &record).await?;
-            create(client, namespace, key, data, record).await
+            create(client, sealing, namespace, key, data, record).await
         }
         Step::Rotate { held, draft } => {
             let value = mint(key)?;
             let record = draft.seal(key, value.digest(), now);
             let data = data(sealing, key, &value, &record).await?;
-            patch(client, namespace, key, &held, Change::Value(data), record).await
+            patch(client, sealing, namespace, key, &held, Change::Value(data), record).await
         }
-        Step::Amend { held, record } => patch(client, namespace, key, &held, Change::Metadata, record).await,
-        Step::Erase { held, record } => patch(client, namespace, key, &held, Change::Erasure, record).await,
+        Step::Amend { held, record } => patch(client, sealing, namespace, key, &held, Change::Metadata, record).await,
+        Step::Erase { held, record } => patch(client, sealing, namespace, key, &held, Change::Erasure, record).await,
     }
 }
 
@@ -92,13 +92,13 @@ async fn data(
     record: &Record,
 ) -> Result<BTreeMap<String, ByteString>, RequestError> {
     let mut data = BTreeMap::new();
+    let failed = |error: SealError| RequestError::new_local(error.to_string());
     if record.sealed.as_ref().is_none_or(|sealed| sealed.plain) {
         data.insert(secret_ref(key).key, ByteString(value.expose().as_bytes().to_vec()));
     }
     if record.sealed.as_ref().is_some_and(Sealed::is_kept) {
         let ring = sealing.ring().await.map_err(RequestError::new_local)?;
-        let sealed = ring.seal(value.expose().as_bytes());
-        let sealed = sealed.map_err(|error| RequestError::new_local(error.to_string()))?;
+        let sealed = ring.seal(record, value.expose().as_bytes()).map_err(failed)?;
         data.insert(record::SEALED_VALUE.to_owned(), ByteString(sealed));
     }
     Ok(data)
@@ -118,6 +118,7 @@ fn mint(key: &ApiKey) -> Result<Key, RequestError> {
 
 async fn create(
     client: &Client,
+    sealing: &Keeper,
     namespace: &str,
     key: &ApiKey,
     data: BTreeMap<String, ByteString>,
@@ -126,7 +127,7 @@ async fn create(
     let place = secret_ref(key);
     let template = key.spec.secret.clone().unwrap_or_default();
     let mut annotations = template.annotations;
-    annotations.insert(record::ANNOTATION.to_owned(), to_json(&record));
+    annotations.extend(written(sealing, &record).await?);
     let mut labels = template.labels;
     labels.entry(MANAGED_BY.0.to_owned()).or_insert_with(|| MANAGED_BY.1.to_owned());
     let mut secret = Secret {
@@ -159,6 +160,7 @@ async fn create(
 /// the record in the same write.
 async fn patch(
     client: &Client,
+    sealing: &Keeper,
     namespace: &str,
     key: &ApiKey,
     before: &Held,
@@ -174,7 +176,7 @@ async fn patch(
         labels.insert(MANAGED_BY.0.to_owned(), json!(MANAGED_BY.1));
     }
     let mut annotations = merge_map(&before.record.annotations, &template.annotations);
-    annotations.insert(record::ANNOTATION.to_owned(), json!(to_json(&record)));
+    annotations.extend(written(sealing, &record).await?.map(|(name, text)| (name, json!(text))));
     let mut body = json!({"metadata": {
         "resourceVersion": before.version,
         "labels": labels,
@@ -242,6 +244,13 @@ fn wipe(secret: &mut Secret) {
     }
 }
 
-fn to_json(record: &Record) -> String {
-    serde_json::to_string(record).unwrap_or_default()
+/// The annotations that hold a record and its message authentication code.
+///
+/// # Errors
+/// If the record keys can't be read.
+pub async fn written(sealing: &Keeper, record: &Record) -> Result<[(String, String); 2], RequestError> {
+    let ring = sealing.ring().await.map_err(RequestError::new_local)?;
+    let text = serde_json::to_string(record).unwrap_or_default();
+    let mac = ring.authenticate(&text).map_err(|error| RequestError::new_local(error.to_string()))?;
+    Ok([(record::ANNOTATION.to_owned(), text), (record::MAC_ANNOTATION.to_owned(), mac)])
 }

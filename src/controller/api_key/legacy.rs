@@ -42,7 +42,7 @@ pub(super) async fn run(key: &ApiKey, context: &Context) -> Result<Action, Reque
     let (mut obstacle, mut error) = (None, None);
     if !imported && may || imported && lifecycle::must_read(key, settings.as_deref(), now, check_at <= now) {
         match read(&context.client, &namespace, key, now, may).await {
-            Ok(Ok(found)) => secret = found,
+            Ok(Ok(found)) => secret = super::claim(key, &namespace, found, context),
             Ok(Err(why)) => obstacle = Some(why),
             Err(failed) => error = Some(failed),
         }
@@ -93,7 +93,7 @@ async fn read(
     if secret.type_.as_deref() == Some(SECRET_TYPE) {
         // One value is one key's: a verifier could not tell which of two is meant.
         let why = "it holds a key that was minted here: name the Secret of the legacy key".to_owned();
-        return Ok(Ok(Observed::Foreign { why, passing: false }));
+        return Ok(Ok(Observed::Foreign { reason: "SecretConflict", why, passing: false }));
     }
     let mut content = Content::Missing;
     for (name, ByteString(bytes)) in secret.data.iter_mut().flatten() {

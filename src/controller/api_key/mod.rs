@@ -4,6 +4,8 @@
 //! that changes nothing costs no request at all.
 
 pub mod act;
+#[cfg(test)]
+mod adversary;
 mod legacy;
 pub mod observe;
 
@@ -14,7 +16,15 @@ use std::{
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, Client, ResourceExt, api::PatchParams, core::Status, runtime::controller::Action};
+use kube::{
+    Api, Client, ResourceExt,
+    api::PatchParams,
+    core::Status,
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
+};
 use rand::{TryRng, rngs::SysRng};
 
 use self::act::Acted;
@@ -23,8 +33,10 @@ use crate::{
     api::ApiKey,
     domain::{
         gates::KnownPolicy,
+        key::Digest,
         lifecycle::{self, Observed, Step, World},
-        status::{self, Facts},
+        record::{Entry, Record},
+        status::{self, Facts, Note},
         validate,
     },
     index::Index,
@@ -41,6 +53,8 @@ pub struct Context {
     pub client: Client,
     /// What is known without asking.
     pub index: Arc<Index>,
+    /// Every ApiKey.
+    pub keys: Store<ApiKey>,
     /// The time.
     pub clock: Clock,
     /// Where Events go.
@@ -109,6 +123,9 @@ impl Checks {
     }
 }
 
+/// How often the Secret of a restored ApiKey is looked for.
+const AWAIT: SignedDuration = SignedDuration::from_secs(10);
+
 /// How often a reconciliation looks again when somebody else was faster.
 const ROUNDS: u8 = 3;
 
@@ -117,6 +134,7 @@ pub fn forget(key: &ApiKey, context: &Context) {
     let uid = key.uid().unwrap_or_default();
     context.backoff.forget(&uid);
     context.checks.forget(&uid);
+    context.index.digests.forget(&uid);
 }
 
 /// Forgets all that is kept in memory for ApiKeys that are not among these: a list that starts over does not say what
@@ -174,7 +192,7 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     for round in 1..=ROUNDS {
         if look {
             match observe::observe(&context.client, &context.sealing, &namespace, key).await {
-                Ok(found) => secret = found,
+                Ok(found) => secret = claim(key, &namespace, found, context),
                 Err(failed) => {
                     error = Some(("SecretReadFailed", failed));
                     break;
@@ -232,10 +250,57 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         return Ok(Action::requeue(context.backoff.failed(&uid)));
     }
     context.backoff.forget(&uid);
-    let next = next.unwrap_or(Timestamp::MAX).min(context.checks.due_at(&uid, now));
+    let awaited = lifecycle::awaits_secret(key, now).then(|| now.checked_add(AWAIT).ok()).flatten();
+    let next = next.unwrap_or(Timestamp::MAX).min(awaited.unwrap_or(Timestamp::MAX));
+    let next = next.min(context.checks.due_at(&uid, now));
     // A second late rather than early: times have whole seconds.
     let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
     Ok(Action::requeue(wait))
+}
+
+/// What was observed, unless another ApiKey has the digest that is new to this one: then it is left alone, and both
+/// ApiKeys are told in an Event.
+fn claim(key: &ApiKey, namespace: &str, observed: Observed, context: &Context) -> Observed {
+    let taken = match &observed {
+        Observed::Ours(held) => taken(key, &held.record, context),
+        _ => None,
+    };
+    let Some((id, other)) = taken else { return observed };
+    let other = other.and_then(|other| context.keys.get(&other));
+    // The name of an ApiKey of another team is no business of this one.
+    let whose = match &other {
+        Some(other) if other.namespace().as_deref() == Some(namespace) => format!("ApiKey {}", other.name_any()),
+        _ => "another ApiKey".to_owned(),
+    };
+    if let Some(other) = other
+        && !is_told(key, DIGEST_IN_USE)
+    {
+        let message = format!("another ApiKey names a Secret with the value {id} of this one; it was refused there");
+        context.events.note(&*other, Note { warning: true, reason: DIGEST_IN_USE, message });
+    }
+    let why = format!("its value {id} belongs to {whose}: delete it, or put a value of its own there");
+    Observed::Foreign { reason: DIGEST_IN_USE, why, passing: false }
+}
+
+/// The id of a value in a record that is new to a key and that another ApiKey has, and that ApiKey.
+fn taken(key: &ApiKey, record: &Record, context: &Context) -> Option<(String, Option<ObjectRef<ApiKey>>)> {
+    let is_new = |entry: &&Entry| {
+        let mut known = key.status.iter().flat_map(|status| &status.tokens);
+        known.all(|token| token.sha256 != entry.sha256)
+    };
+    let entries = std::iter::once(&record.current).chain(record.previous.as_ref().map(|previous| &previous.entry));
+    entries.filter(is_new).find_map(|entry| {
+        let digest = Digest::parse(&entry.sha256)?;
+        context.index.digests.accept(digest, key, &context.keys).err().map(|other| (entry.id(), other))
+    })
+}
+
+/// The reason of a condition and of an Event.
+const DIGEST_IN_USE: &str = "DigestInUse";
+
+fn is_told(key: &ApiKey, reason: &str) -> bool {
+    let conditions = key.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == reason)
 }
 
 /// The AccessPolicy that a key refers to.

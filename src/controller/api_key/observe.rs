@@ -1,4 +1,14 @@
-//! Reads the Secret of a key, and says whose it is.
+//! Reads the Secret of a key, and decides what is believed of it.
+//!
+//! Everybody with write access to Secrets is taken for an attacker here. The operator believes, in this order:
+//!
+//! 1. The status of the ApiKey, which only the operator can write. It is behind the Secret only after a crash between the
+//!    write of the Secret and that of the status.
+//! 2. A record in the Secret that the operator authenticated, for this very ApiKey, whose generation is later than that of
+//!    the status.
+//! 3. Without a status: such a record of an earlier ApiKey of this name (a restore), if a user with the restore right
+//!    put it there.
+//! 4. Without any of these: a value whose digest a user with the restore right accepted.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +19,12 @@ use kube::{Api, Client, ResourceExt};
 use secrecy::ExposeSecret;
 
 use crate::{
-    api::{ApiKey, KeyType, RevealMode},
+    api::{ACCEPT_SECRET_ANNOTATION, ApiKey, KeyType, RESTORED_BY_ANNOTATION, RevealMode},
     controller::{RequestError, request},
     domain::{
         key::Key,
         lifecycle::{Held, Observed, record_of_status},
-        record::{self, Entry, Previous, Record, Sealed},
+        record::{self, Entry, Record, Sealed, Subject},
         status::secret_ref,
     },
     sealing::{Keeper, Keyring},
@@ -58,20 +68,29 @@ pub async fn find(client: &Client, sealing: &Keeper, namespace: &str, key: &ApiK
     let Some(secret) = request(&format!("get Secret {name}"), secrets.get_opt(&name)).await? else {
         return Ok(Found { observed: Observed::Missing, value: None, claimed: None });
     };
-    let is_sealed = secret.data.as_ref().is_some_and(|data| data.contains_key(record::SEALED_VALUE));
-    let ring = if is_sealed { Some(sealing.ring().await.map_err(RequestError::new_local)?) } else { None };
-    Ok(classify(secret, key, ring.as_deref()))
+    let ring = sealing.ring().await.map_err(RequestError::new_local)?;
+    Ok(classify(secret, key, &Trust { ring: &ring, guarded: sealing.is_guarded() }))
+}
+
+/// On what the operator believes a Secret.
+#[derive(Clone, Copy, Debug)]
+pub struct Trust<'a> {
+    /// The operator's own keys.
+    pub ring: &'a Keyring,
+    /// Whether the chart's ValidatingAdmissionPolicy on Secrets is in force: then a Secret with an authentic record that
+    /// comes back was put there by a user with the restore right.
+    pub guarded: bool,
 }
 
 /// What the values in a Secret prove.
 struct Evidence {
     plain: Option<Key>,
-    /// Nobody else can seal to the operator, so what opens was sealed by it.
-    sealed: Option<Key>,
+    /// A sealed value that the operator sealed for this very key, and its generation.
+    sealed: Option<(Key, i64)>,
 }
 
 impl Evidence {
-    fn take(secret: &mut Secret, key: &ApiKey, ring: Option<&Keyring>) -> Self {
+    fn take(secret: &mut Secret, key: &ApiKey, subject: &Subject, ring: &Keyring) -> Self {
         let mut data = secret.data.take().unwrap_or_default();
         let plain = data.remove(&secret_ref(key).key).and_then(|ByteString(mut bytes)| {
             let value = Key::parse(key.spec.key_type, &bytes);
@@ -79,35 +98,43 @@ impl Evidence {
             value
         });
         let plain = plain.filter(|_| !is_never_plain(key));
-        let opened = data.remove(record::SEALED_VALUE).and_then(|sealed| ring?.open(&sealed.0).ok());
-        let sealed = opened.and_then(|value| Key::parse(key.spec.key_type, value.expose_secret()));
+        let opened = data.remove(record::SEALED_VALUE).and_then(|sealed| ring.open(subject, &sealed.0).ok());
+        let sealed = opened
+            .and_then(|opened| Some((Key::parse(key.spec.key_type, opened.value.expose_secret())?, opened.generation)));
         Self { plain, sealed }
     }
 
-    fn digest(&self) -> Option<String> {
-        self.sealed.as_ref().or(self.plain.as_ref()).map(|value| value.digest().to_string())
+    /// Whether the value of an entry is there, plain.
+    fn has_plain(&self, entry: &Entry) -> bool {
+        is(self.plain.as_ref(), &entry.sha256)
     }
 
-    /// Whether a value of this digest is there.
-    fn proves(&self, sha256: &str) -> bool {
-        is(self.plain.as_ref(), sha256) || is(self.sealed.as_ref(), sha256)
+    /// Whether the value of an entry is there, sealed.
+    fn has_sealed(&self, entry: &Entry) -> bool {
+        let sealed = self.sealed.as_ref().filter(|(_, generation)| *generation == entry.generation);
+        is(sealed.map(|(value, _)| value), &entry.sha256)
     }
 
-    /// Whether all is there that a record says.
+    /// Whether the value of an entry is there.
+    fn proves(&self, entry: &Entry) -> bool {
+        self.has_plain(entry) || self.has_sealed(entry)
+    }
+
+    /// Whether all is there that a record says. Also a Secret without any value is intact, if its value was taken or
+    /// erased.
     fn is_intact(&self, record: &Record) -> bool {
-        let sha256 = &record.current.sha256;
         match &record.sealed {
-            None => is(self.plain.as_ref(), sha256),
+            None => self.has_plain(&record.current),
             Some(sealed) => {
-                (!sealed.plain || is(self.plain.as_ref(), sha256))
-                    && (!sealed.is_kept() || is(self.sealed.as_ref(), sha256))
+                (!sealed.plain || self.has_plain(&record.current))
+                    && (!sealed.is_kept() || self.has_sealed(&record.current))
             }
         }
     }
 }
 
-/// Whether a plain value would be somebody else's: who may create Secrets could otherwise have a value of their own
-/// taken for that of a person's key. One that the operator itself once wrote plain, it knows from the status.
+/// Whether a plain value would be somebody else's: the value of a Personal key is always sealed. One that the operator
+/// itself once wrote plain, it knows from the status.
 fn is_never_plain(key: &ApiKey) -> bool {
     key.spec.key_type == KeyType::Personal
         && key.spec.legacy.is_none()
@@ -118,134 +145,211 @@ fn is(value: Option<&Key>, sha256: &str) -> bool {
     value.is_some_and(|value| value.digest().to_string() == sha256)
 }
 
-/// Decides whose a Secret is. It is this key's if it is owned by this very object (uid); or, after a restore that
-/// lost owner and status, if its record names this ApiKey and holds the digest of the value that is in it.
+/// Decides what is believed of a Secret. The value of `Found` is the one that the record is about, or none.
 #[must_use]
-pub fn classify(mut secret: Secret, key: &ApiKey, ring: Option<&Keyring>) -> Found {
+pub fn classify(mut secret: Secret, key: &ApiKey, trust: &Trust<'_>) -> Found {
     let claimed = secret.data.as_mut().and_then(|data| data.remove(record::CLAIMED));
     let claimed = claimed.and_then(|ByteString(bytes)| String::from_utf8(bytes).ok());
-    let evidence = Evidence::take(&mut secret, key, ring);
-    let observed = judge(&secret, key, &evidence);
-    Found { observed, value: evidence.sealed.or(evidence.plain), claimed }
-}
-
-fn judge(secret: &Secret, key: &ApiKey, evidence: &Evidence) -> Observed {
-    let written = secret
-        .annotations()
-        .get(record::ANNOTATION)
-        .and_then(|json| serde_json::from_str::<Record>(json).ok())
-        .filter(|record| record.api_key == key.name_any());
-    let owner = secret.owner_references().iter().find(|owner| owner.controller == Some(true));
-    let is_ours = owner.is_some_and(|owner| Some(&owner.uid) == key.metadata.uid.as_ref());
-    if !is_ours && !is_restored(secret, owner, written.as_ref(), evidence, key) {
-        return foreign(owner, key);
-    }
-    let Some(record) = believe(secret, written.as_ref(), evidence, key) else {
-        let why =
-            "it belongs to this ApiKey but holds neither a key nor a record of it: delete it to have a key minted";
-        return Observed::Foreign { why: why.to_owned(), passing: false };
+    let subject = Subject::of(key);
+    let evidence = Evidence::take(&mut secret, key, &subject, trust.ring);
+    let observed = Case { secret: &secret, key, subject, evidence: &evidence, trust }.judge();
+    let value = match &observed {
+        Observed::Ours(held) if evidence.has_sealed(&held.record.current) => evidence.sealed.map(|(value, _)| value),
+        Observed::Ours(held) if evidence.has_plain(&held.record.current) => evidence.plain,
+        _ => None,
     };
-    Observed::Ours(Held {
-        version: secret.resource_version().unwrap_or_default(),
-        intact: evidence.is_intact(&record),
-        owned: is_ours,
-        in_order: metadata_in_order(secret, key),
-        record,
-        written,
-    })
+    Found { observed, value, claimed }
 }
 
-/// What to believe of a Secret. Who may write Secrets may write any record, so that a record alone proves nothing: a
-/// forged digest would be a forged key. The value proves the current digest. The status, which only the operator
-/// writes, proves the rest; where it knows the current value, it is right. After a crash in the middle of a rotation
-/// it knows the value before, and only that can be the one in overlap. Only a lost status leaves the record alone. So
-/// does a value that was taken or erased: nothing is left to prove it.
-fn believe(secret: &Secret, written: Option<&Record>, evidence: &Evidence, key: &ApiKey) -> Option<Record> {
-    let known = key.status.as_ref().and_then(record_of_status).map(|known| Record {
-        api_key: key.name_any(),
-        sealed: known.sealed.as_ref().map(|sealed| {
-            let written = written.filter(|written| written.current.sha256 == known.current.sha256);
-            Sealed::believed(sealed, written.and_then(|written| written.sealed.as_ref()))
-        }),
-        labels: written.map(|w| w.labels.clone()).unwrap_or_default(),
-        annotations: written.map(|w| w.annotations.clone()).unwrap_or_default(),
-        ..known
-    });
-    let gone = |written: &Record| known.is_none() && is_gone(key, written);
-    let proven = written.filter(|w| evidence.proves(&w.current.sha256) || gone(w)).cloned();
-    match (proven, known) {
-        (Some(proven), Some(known)) if proven.current.sha256 != known.current.sha256 => {
-            let before = |previous: &Previous| previous.entry == known.current;
-            Some(Record { previous: proven.previous.filter(before), created_at: known.created_at, ..proven })
+/// One Secret, and the key that it is looked at for.
+struct Case<'a> {
+    secret: &'a Secret,
+    key: &'a ApiKey,
+    subject: Subject,
+    evidence: &'a Evidence,
+    trust: &'a Trust<'a>,
+}
+
+/// The reasons of the condition of a Secret that is left alone.
+const CONFLICT: &str = "SecretConflict";
+const NOT_AUTHENTIC: &str = "SecretNotAuthentic";
+
+impl Case<'_> {
+    fn judge(&self) -> Observed {
+        let owner = self.secret.owner_references().iter().find(|owner| owner.controller == Some(true));
+        let owned = owner.is_some_and(|owner| owner.uid == self.subject.uid);
+        if self.secret.type_.as_deref() != Some(record::SECRET_TYPE) {
+            return foreign(
+                CONFLICT,
+                "it was not made by Keywright: delete it, or name another Secret in a new ApiKey",
+            );
         }
-        (_, Some(known)) => Some(known),
-        (Some(proven), None) => Some(proven),
-        (None, None) => {
-            let sha256 = evidence.digest()?;
-            // How often it may be seen is not known: then once.
-            let sealed = evidence.sealed.as_ref().map(|_| Sealed {
-                mode: RevealMode::OneTime,
-                plain: evidence.plain.is_some(),
+        if let Some(owner) = owner.filter(|owner| !owned && !self.is_of_earlier(owner)) {
+            let why = format!(
+                "it belongs to {} {}: delete that, or name another Secret in a new ApiKey",
+                owner.kind, owner.name
+            );
+            return Observed::Foreign { reason: CONFLICT, why, passing: false };
+        }
+        let authentic = self.authentic();
+        let believed = match self.key.status.as_ref().and_then(record_of_status) {
+            Some(known) => self.by_status(known, authentic.as_ref(), owned),
+            None if owned || owner.is_none() || self.is_restored(authentic.as_ref()) => {
+                self.by_record(authentic.as_ref())
+            }
+            None => return self.being_collected(),
+        };
+        match believed {
+            Err(denied) => denied,
+            Ok(record) => Observed::Ours(Held {
+                version: self.secret.resource_version().unwrap_or_default(),
+                intact: self.evidence.is_intact(&record),
+                owned,
+                in_order: metadata_in_order(self.secret, self.key),
+                record,
+                written: authentic,
+            }),
+        }
+    }
+
+    /// The record in the Secret, if the operator wrote it for this key, or for an earlier ApiKey of this name.
+    fn authentic(&self) -> Option<Record> {
+        let text = self.secret.annotations().get(record::ANNOTATION)?;
+        let mac = self.secret.annotations().get(record::MAC_ANNOTATION)?;
+        let record: Record = self.trust.ring.is_authentic(text, mac).then(|| serde_json::from_str(text).ok())??;
+        record.subject.is_same_place(&self.subject).then_some(record)
+    }
+
+    /// The status knows a value. It is right, unless the record is of a later value of this very ApiKey.
+    fn by_status(&self, known: Record, authentic: Option<&Record>, owned: bool) -> Result<Record, Observed> {
+        let own = authentic.filter(|record| record.subject.uid == self.subject.uid);
+        if let Some(later) = own.filter(|record| record.current.generation > known.current.generation) {
+            return Ok(Record { created_at: known.created_at, ..later.clone() });
+        }
+        // Who saw the value and which labels were set is the record's to say, if it is about the same value.
+        let same = authentic.filter(|record| record.current == known.current);
+        let record = Record {
+            subject: self.subject.clone(),
+            sealed: known
+                .sealed
+                .as_ref()
+                .map(|sealed| Sealed::believed(sealed, same.and_then(|record| record.sealed.as_ref()))),
+            labels: authentic.map(|record| record.labels.clone()).unwrap_or_default(),
+            annotations: authentic.map(|record| record.annotations.clone()).unwrap_or_default(),
+            ..known
+        };
+        // A Secret of ours that lost its owner, or was restored, holds the value, or says that it was taken.
+        if owned || self.evidence.proves(&record.current) || same.is_some() {
+            return Ok(record);
+        }
+        Err(foreign(
+            CONFLICT,
+            "it does not hold the current value of this ApiKey: delete it, and restore a newer Secret or set \
+             spec.rotation.requestedAt to the current time to mint a new value",
+        ))
+    }
+
+    /// There is no status.
+    fn by_record(&self, authentic: Option<&Record>) -> Result<Record, Observed> {
+        let accepted =
+            self.key.annotations().get(ACCEPT_SECRET_ANNOTATION).and_then(|text| text.strip_prefix("sha256:"));
+        let Some(record) = authentic else {
+            return accepted.and_then(|sha256| self.accept(sha256)).ok_or_else(|| {
+                foreign(
+                    NOT_AUTHENTIC,
+                    "its record was not written by this operator, or the sealing keys of the operator that wrote it are \
+                     missing: restore the sealing keys, or have a user with the right to restore ApiKeys run kubectl \
+                     keywright accept, or delete the Secret to have a new value minted",
+                )
+            });
+        };
+        // After a crash between the write of the Secret and that of the status.
+        if record.subject.uid == self.subject.uid {
+            return Ok(record.clone());
+        }
+        let is_allowed = self.trust.guarded
+            || self.key.annotations().contains_key(RESTORED_BY_ANNOTATION)
+            || accepted == Some(&*record.current.sha256);
+        if !is_allowed {
+            return Err(foreign(
+                NOT_AUTHENTIC,
+                "it is of an earlier ApiKey of this name: have a user with the right to restore ApiKeys run kubectl \
+                 keywright accept, or delete the Secret to have a new value minted",
+            ));
+        }
+        // What was taken or erased is not there; all else has to be.
+        if !self.evidence.proves(&record.current) && !self.evidence.is_intact(record) {
+            return Err(foreign(
+                NOT_AUTHENTIC,
+                "it no longer holds the value that its record is about: restore it once more, or delete it to have a new \
+                 value minted",
+            ));
+        }
+        Ok(Record { subject: self.subject.clone(), ..record.clone() })
+    }
+
+    /// The record of a value that a user with the restore right accepted, by its digest. What an unauthenticated record
+    /// says of it counts only as far as it makes nothing more of the value.
+    fn accept(&self, sha256: &str) -> Option<Record> {
+        let text = self.secret.annotations().get(record::ANNOTATION);
+        let claimed: Option<Record> = text.and_then(|text| serde_json::from_str(text).ok());
+        let claimed = claimed.filter(|record| record.current.sha256 == sha256);
+        let sealed = self.evidence.sealed.as_ref().filter(|(value, _)| is(Some(value), sha256));
+        let plain = is(self.evidence.plain.as_ref(), sha256);
+        // Without the sealing keys of the operator that sealed it, only the record tells the digest.
+        let is_sealed = sealed.is_some() || !plain && claimed.as_ref().is_some_and(|record| record.sealed.is_some());
+        if !plain && !is_sealed {
+            return None;
+        }
+        let minted_at = self.secret.creation_timestamp()?.0;
+        let generation = match (sealed, &claimed) {
+            (Some((_, generation)), _) => *generation,
+            (None, Some(record)) => record.current.generation,
+            (None, None) => 1,
+        };
+        let mode = claimed.as_ref().and_then(|record| record.sealed.as_ref()).map(|sealed| sealed.mode);
+        Some(Record {
+            subject: self.subject.clone(),
+            created_at: claimed.as_ref().map_or(minted_at, |record| record.created_at.min(minted_at)),
+            last_rotated_at: None,
+            requested_at: self.key.spec.rotation.as_ref().and_then(|r| r.requested_at.clone()),
+            current: Entry { sha256: sha256.to_owned(), minted_at, generation: generation.max(1) },
+            previous: None,
+            sealed: is_sealed.then(|| Sealed {
+                // How often it may be seen is not known: then once.
+                mode: mode.filter(|_| sealed.is_some()).unwrap_or(RevealMode::OneTime),
+                plain,
                 claim: None,
                 erased_at: None,
-            });
-            let minted_at = secret.creation_timestamp()?.0;
-            Some(Record {
-                api_key: key.name_any(),
-                created_at: minted_at,
-                last_rotated_at: None,
-                requested_at: key.spec.rotation.as_ref().and_then(|r| r.requested_at.clone()),
-                current: Entry { sha256, minted_at },
-                previous: None,
-                sealed,
-                labels: vec![],
-                annotations: vec![],
-            })
-        }
+            }),
+            labels: vec![],
+            annotations: vec![],
+        })
+    }
+
+    /// Whether an owner is an ApiKey of this name, so an earlier one.
+    fn is_of_earlier(&self, owner: &OwnerReference) -> bool {
+        owner.kind == "ApiKey" && owner.name == self.subject.api_key
+    }
+
+    /// Whether a Secret with an owner that is no more was restored. It is then younger than the value in it, which the
+    /// Secret of a deleted and re-created ApiKey never is.
+    fn is_restored(&self, authentic: Option<&Record>) -> bool {
+        let made = self.secret.creation_timestamp().map(|at| at.0);
+        let minted = authentic.map(|record| record.current.minted_at);
+        let is_going = self.secret.metadata.deletion_timestamp.is_some();
+        !is_going
+            && made.zip(minted).is_some_and(|(made, minted)| made.duration_since(minted) > SignedDuration::from_mins(1))
+    }
+
+    fn being_collected(&self) -> Observed {
+        let why = "it belongs to an earlier ApiKey of this name and is being garbage collected".to_owned();
+        Observed::Foreign { reason: CONFLICT, why, passing: true }
     }
 }
 
-/// A restored Secret has no owner, or an owner that the restore did not bring back under the same uid; in the second
-/// case it is younger than the value in it, which the Secret of a deleted and re-created ApiKey never is.
-fn is_restored(
-    secret: &Secret,
-    owner: Option<&OwnerReference>,
-    record: Option<&Record>,
-    evidence: &Evidence,
-    key: &ApiKey,
-) -> bool {
-    let Some(record) = record else { return false };
-    let proven = secret.type_.as_deref() == Some(record::SECRET_TYPE)
-        && (evidence.proves(&record.current.sha256) || is_gone(key, record));
-    let made = secret.creation_timestamp().map(|t| t.0);
-    let younger = made.is_some_and(|made| made.duration_since(record.current.minted_at) > SignedDuration::from_mins(1));
-    let going = secret.metadata.deletion_timestamp.is_some();
-    proven && !going && owner.is_none_or(|owner| owner.kind == "ApiKey" && owner.name == record.api_key && younger)
-}
-
-/// Whether a record says that its value was taken or erased. For a person's key, that alone is not believed: whoever
-/// wrote it may know the value.
-fn is_gone(key: &ApiKey, record: &Record) -> bool {
-    let believed = key.spec.key_type != KeyType::Personal;
-    believed && record.sealed.as_ref().is_some_and(|sealed| !sealed.is_kept() && !sealed.plain)
-}
-
-fn foreign(owner: Option<&OwnerReference>, key: &ApiKey) -> Observed {
-    match owner {
-        Some(owner) if owner.kind == "ApiKey" && owner.name == key.name_any() => Observed::Foreign {
-            why: "it belongs to an earlier ApiKey of this name and is being garbage collected".to_owned(),
-            passing: true,
-        },
-        Some(owner) => Observed::Foreign {
-            why: format!("it belongs to {} {}: give this ApiKey another spec.secret.name", owner.kind, owner.name),
-            passing: false,
-        },
-        None => Observed::Foreign {
-            why: "it exists and was not made for this ApiKey: delete it, or give this ApiKey another spec.secret.name"
-                .to_owned(),
-            passing: false,
-        },
-    }
+fn foreign(reason: &'static str, why: &str) -> Observed {
+    Observed::Foreign { reason, why: why.to_owned(), passing: false }
 }
 
 fn metadata_in_order(secret: &Secret, key: &ApiKey) -> bool {
@@ -256,74 +360,4 @@ fn metadata_in_order(secret: &Secret, key: &ApiKey) -> bool {
     has(secret.labels(), &template.labels)
         && has(secret.annotations(), &template.annotations)
         && secret.labels().contains_key(MANAGED_BY.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::validate::tests::spec;
-
-    const SHA256: &str = "00";
-
-    fn key(key_type: KeyType) -> ApiKey {
-        let mut key = ApiKey::new("k", spec(key_type, &["Alerts"], &[]));
-        key.metadata.uid = Some("u".to_owned());
-        key
-    }
-
-    /// A Secret without owner, as a restore makes it, or somebody who wants it to be taken for one.
-    fn secret(record: &Record, data: &[(&str, &[u8])]) -> Secret {
-        let json = serde_json::json!({
-            "metadata": {
-                "name": "k-secret", "creationTimestamp": "2026-11-23T10:00:00Z",
-                "annotations": {record::ANNOTATION: serde_json::to_string(record).unwrap()},
-            },
-            "type": record::SECRET_TYPE,
-        });
-        let data = data.iter().map(|(name, bytes)| ((*name).to_owned(), ByteString(bytes.to_vec()))).collect();
-        Secret { data: Some(data), ..serde_json::from_value(json).unwrap() }
-    }
-
-    fn record_of(sha256: &str, sealed: Option<Sealed>) -> Record {
-        let at = "2026-11-23T09:00:00Z".parse().unwrap();
-        Record {
-            api_key: "k".to_owned(),
-            created_at: at,
-            last_rotated_at: None,
-            requested_at: None,
-            current: Entry { sha256: sha256.to_owned(), minted_at: at },
-            previous: None,
-            sealed,
-            labels: vec![],
-            annotations: vec![],
-        }
-    }
-
-    fn is_taken(found: &Found) -> bool {
-        matches!(found.observed, Observed::Ours(_))
-    }
-
-    #[test]
-    fn a_value_of_somebody_else_is_never_taken_for_that_of_a_personal_key() {
-        let ring = Keyring::generate();
-        let unseen = Sealed { mode: RevealMode::Sealed, plain: false, claim: None, erased_at: None };
-        let erased = Sealed { erased_at: Some("2026-11-23T09:30:00Z".parse().unwrap()), ..unseen.clone() };
-        for (key_type, forged) in [(KeyType::Personal, false), (KeyType::Team, true)] {
-            let key = key(key_type);
-            let value = Key::mint(key_type, &mut rand::rngs::SysRng).unwrap();
-            let sha256 = value.digest().to_string();
-            let bytes = value.expose().as_bytes();
-            let plain = secret(&record_of(&sha256, None), &[("key-value", bytes)]);
-            assert_eq!(is_taken(&classify(plain, &key, None)), forged, "a plain value, restored or forged");
-            let gone = secret(&record_of(SHA256, Some(erased.clone())), &[]);
-            assert_eq!(is_taken(&classify(gone, &key, None)), forged, "a record alone");
-            // What opens, the operator sealed.
-            let sealed = record_of(&sha256, Some(unseen.clone()));
-            let own = secret(&sealed, &[(record::SEALED_VALUE, &ring.seal(bytes).unwrap())]);
-            let found = classify(own, &key, Some(&ring));
-            assert!(is_taken(&found) && found.value.is_some());
-            let other = secret(&sealed, &[(record::SEALED_VALUE, &Keyring::generate().seal(bytes).unwrap())]);
-            assert!(!is_taken(&classify(other, &key, Some(&ring))));
-        }
-    }
 }

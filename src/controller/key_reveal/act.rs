@@ -2,19 +2,20 @@
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
     api::ApiKey,
-    controller::{RequestError, request},
+    controller::{RequestError, api_key::act::written, request},
     domain::{
         lifecycle::Held,
-        record::{self, Claim, Record, Sealed},
+        record::{self, Claim, Record, Sealed, Subject},
         status::secret_ref,
     },
+    sealing::Keeper,
 };
 
 /// Writes down who saw a value first. The value stays. False if the Secret is not as it was read.
@@ -23,12 +24,13 @@ use crate::{
 /// If the API server can't be asked or refuses.
 pub async fn note(
     client: &Client,
+    sealing: &Keeper,
     namespace: &str,
     key: &ApiKey,
     held: &Held,
     claim: Claim,
 ) -> Result<bool, RequestError> {
-    write(client, namespace, key, held, Some(claim), None).await
+    write(client, namespace, key, held, Some(claimed(sealing, key, held, claim).await?), None).await
 }
 
 /// Takes a value that may be seen once: out goes the sealed value, in come the answer, encrypted to one person, and the
@@ -39,6 +41,7 @@ pub async fn note(
 /// If the API server can't be asked or refuses. Whether it happened is then open: the next look tells.
 pub async fn take(
     client: &Client,
+    sealing: &Keeper,
     namespace: &str,
     key: &ApiKey,
     held: &Held,
@@ -47,7 +50,7 @@ pub async fn take(
 ) -> Result<bool, RequestError> {
     let answer = ByteString(answer.as_bytes().to_vec());
     let data = json!({ record::SEALED_VALUE: null, record::CLAIMED: answer });
-    write(client, namespace, key, held, Some(claim), Some(data)).await
+    write(client, namespace, key, held, Some(claimed(sealing, key, held, claim).await?), Some(data)).await
 }
 
 /// Removes the answer once its request has it. False if the Secret is not as it was read.
@@ -58,21 +61,29 @@ pub async fn clear(client: &Client, namespace: &str, key: &ApiKey, held: &Held) 
     write(client, namespace, key, held, None, Some(json!({ record::CLAIMED: null }))).await
 }
 
+/// The annotations of the record with a claim.
+async fn claimed(
+    sealing: &Keeper,
+    key: &ApiKey,
+    held: &Held,
+    claim: Claim,
+) -> Result<[(String, String); 2], RequestError> {
+    let sealed = held.record.sealed.clone().map(|sealed| Sealed { claim: Some(claim), ..sealed });
+    written(sealing, &Record { sealed, subject: Subject::of(key), ..held.record.clone() }).await
+}
+
 async fn write(
     client: &Client,
     namespace: &str,
     key: &ApiKey,
     held: &Held,
-    claim: Option<Claim>,
+    annotations: Option<[(String, String); 2]>,
     data: Option<Value>,
 ) -> Result<bool, RequestError> {
     let name = secret_ref(key).name;
     let mut body = json!({"metadata": {"resourceVersion": held.version}});
-    if let (Some(claim), Some(sealed)) = (claim, &held.record.sealed) {
-        let sealed = Some(Sealed { claim: Some(claim), ..sealed.clone() });
-        let record = Record { sealed, api_key: key.name_any(), ..held.record.clone() };
-        body["metadata"]["annotations"] =
-            json!({ record::ANNOTATION: serde_json::to_string(&record).unwrap_or_default() });
+    if let Some(annotations) = annotations {
+        body["metadata"]["annotations"] = Value::from_iter(annotations);
     }
     if let Some(data) = data {
         body["data"] = data;

@@ -307,8 +307,10 @@ async fn attempt(
     };
     let claim = Claim { uid, by: who.username.clone(), at: context.keys.clock.now() };
     let done = match &held.record.sealed {
-        Some(_) if once => act::take(client, namespace, key, held, claim, &ciphertext).await?,
-        Some(sealed) if sealed.claim.is_none() => act::note(client, namespace, key, held, claim).await?,
+        Some(_) if once => act::take(client, &context.keys.sealing, namespace, key, held, claim, &ciphertext).await?,
+        Some(sealed) if sealed.claim.is_none() => {
+            act::note(client, &context.keys.sealing, namespace, key, held, claim).await?
+        }
         _ => true,
     };
     Ok(done.then_some(Outcome::Granted { ciphertext, id, one_time: once }))
