@@ -7,7 +7,7 @@ use keywright::api::KeyState;
 use keywright::domain::key::is_well_formed;
 use kube::api::{Patch, PatchParams};
 
-use crate::support::keys::{RECORD, SECRET_TYPE, condition, sha256};
+use crate::support::keys::{RECORD, RECORD_MAC, SECRET_TYPE, condition, sha256};
 use crate::*;
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn minting_writes_one_secret_under_the_default_names() {
     assert_eq!(Some(&owners[0].uid), key.metadata.uid.as_ref());
     assert_eq!((owners[0].controller, owners[0].block_owner_deletion), (Some(true), Some(true)));
     assert_eq!(secret.labels(), &BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "keywright".to_owned())]));
-    assert_eq!(secret.annotations().keys().collect::<Vec<_>>(), [RECORD]);
+    assert_eq!(secret.annotations().keys().collect::<Vec<_>>(), [RECORD, RECORD_MAC]);
     assert_eq!(record(&secret)["apiKey"], "plain");
     support::keys::agree(&key, &secret, std::slice::from_ref(&value)).unwrap();
 
@@ -60,7 +60,7 @@ async fn minting_honours_the_names_labels_and_annotations_of_the_template_and_co
     assert_eq!(secret.data.as_ref().unwrap().keys().collect::<Vec<_>>(), ["token.txt"]);
     assert_eq!(tokens(&key)[0].sha256, sha256(&value_of(&secret).unwrap()));
     assert_eq!(secret.labels().keys().collect::<Vec<_>>(), ["app.kubernetes.io/managed-by", "tier"]);
-    assert_eq!(secret.annotations().keys().collect::<Vec<_>>(), ["example.com/note", RECORD]);
+    assert_eq!(secret.annotations().keys().collect::<Vec<_>>(), ["example.com/note", RECORD, RECORD_MAC]);
     assert_eq!(secret.annotations()["example.com/note"], "é");
     assert!(team.secrets.get_opt("custom-secret").await.unwrap().is_none());
 }
@@ -106,6 +106,7 @@ async fn labels_and_annotations_of_the_template_are_mirrored_and_foreign_ones_ke
     assert_eq!(secret.labels(), &labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
     let mut annotations = secret.annotations().clone();
     annotations.remove(RECORD);
+    annotations.remove(RECORD_MAC);
     assert_eq!(
         annotations,
         [("foreign", "f"), ("x", "2"), ("z", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into()

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use crate::support::keys::sha256;
 use crate::{Team, assert_stalled, manifest, reason, state, status, tokens};
 
-const VALUE: &str = "3c9d2b8e-7a41-4f0e-9d3c-5b7f6a1e2d4c";
+/// A value that no other team has: a digest belongs to one ApiKey.
+fn value(team: &Team) -> String {
+    format!("3c9d2b8e-7a41-4f0e-{}", team.namespace)
+}
 
 /// The spec of a legacy key whose value is in Secret `old`, key `token`.
 fn legacy(kind: &str, key_type: &str) -> Value {
@@ -35,12 +38,12 @@ async fn change(team: &Team, value: &str) {
 /// Imports one key, and sees it in the list under its type and under no other.
 async fn is_listed_under(kind: &str, key_type: &str) {
     let team = Team::new().await;
-    old_secret(&team, VALUE).await;
+    old_secret(&team, &value(&team)).await;
     let file = team.file(&manifest("k", &legacy(kind, key_type)));
     team.kubectl(&["apply", "-f", &file]).unwrap();
     let key = team.ready("k").await;
     assert_eq!(state(&key), Some(KeyState::Active));
-    assert_eq!(tokens(&key)[0].sha256, sha256(VALUE));
+    assert_eq!(tokens(&key)[0].sha256, sha256(&value(&team)));
     for listed in ["Personal", "SendYourData", "Team"] {
         let query = format!("jsonpath={{.items[?(@.spec.type==\"{listed}\")].metadata.name}}");
         let found = team.kubectl(&["get", "apikeys", "-o", &query]).unwrap();
@@ -73,7 +76,7 @@ async fn legacy_scim_keys_are_team_keys() {
 #[tokio::test]
 async fn a_legacy_key_shows_its_permissions() {
     let team = Team::new().await;
-    old_secret(&team, VALUE).await;
+    old_secret(&team, &value(&team)).await;
     let key = team.create("scim", legacy("Scim", "Team")).await;
     assert_eq!(key.spec.key_type, KeyType::Team);
     let key = team.ready("scim").await;
@@ -88,7 +91,7 @@ async fn a_legacy_key_shows_its_permissions() {
         ]
     );
     let shown = team.kubectl(&["describe", "apikey", "scim"]).unwrap();
-    assert!(shown.contains("team-groups:ReadConfig") && !shown.contains(VALUE), "{shown}");
+    assert!(shown.contains("team-groups:ReadConfig") && !shown.contains(&value(&team)), "{shown}");
 }
 
 #[tokio::test]
@@ -104,10 +107,10 @@ async fn a_legacy_secret_is_never_written() {
     assert_eq!(state(&refused), Some(KeyState::Rejected));
     assert_stalled(&refused, "LegacyValueTooShort");
     // As a file has it.
-    change(&team, &format!("{VALUE}\n")).await;
+    change(&team, &format!("{}\n", value(&team))).await;
     let version = team.secrets.get("old").await.unwrap().resource_version();
     let imported = team.ready("k").await;
-    assert_eq!(tokens(&imported)[0].sha256, sha256(VALUE));
+    assert_eq!(tokens(&imported)[0].sha256, sha256(&value(&team)));
 
     team.edit("k", json!({"active": false, "displayName": "old and resting"})).await;
     let inactive = team.until("k", "inactive", |key| state(key) == Some(KeyState::Inactive)).await;
@@ -122,7 +125,7 @@ async fn a_legacy_secret_is_never_written() {
     let lost = team.until("k", "changed", |key| reason(key) == "SecretValueChanged").await;
     assert_eq!((state(&lost), tokens(&lost)), (Some(KeyState::Lost), tokens(&imported)));
     let version = team.secrets.get("old").await.unwrap().resource_version();
-    change(&team, VALUE).await;
+    change(&team, &value(&team)).await;
     team.until("k", "as before", |key| state(key) == Some(KeyState::Active)).await;
     assert_ne!(team.secrets.get("old").await.unwrap().resource_version(), version, "that was the test");
 
@@ -131,4 +134,45 @@ async fn a_legacy_secret_is_never_written() {
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let secret = team.secrets.get("old").await.expect("the Secret is still there");
     assert!(secret.owner_references().is_empty() && secret.annotations().is_empty() && secret.labels().is_empty());
+}
+
+/// A RUM value is public, and a Secret can hold every value that somebody saw.
+#[tokio::test]
+async fn a_value_that_keywright_minted_is_not_imported() {
+    let (victim, thief) = (Team::new().await, Team::new().await);
+    let (before, minted) = victim.minted("rum", json!({"type": "SendYourData", "presets": ["RUM"]})).await;
+    old_secret(&thief, &minted).await;
+    thief.create("k", legacy("SendYourData", "SendYourData")).await;
+    let refused = thief.until("k", "is refused", |key| reason(key) == "LegacyValueMinted").await;
+    assert_stalled(&refused, "LegacyValueMinted");
+    assert!(tokens(&refused).is_empty());
+    assert_eq!(victim.keys.get("rum").await.unwrap().status, before.status);
+}
+
+/// Also not if the ApiKey that imports is older than the one that has the value.
+#[tokio::test]
+async fn a_legacy_value_that_another_apikey_has_is_not_imported_and_both_are_told() {
+    let (victim, thief) = (Team::new().await, Team::new().await);
+    thief.create("older", legacy("SendYourData", "SendYourData")).await;
+    thief.until("older", "waits", |key| reason(key) == "LegacySecretMissing").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await; // ages have whole seconds
+    let stolen = value(&victim);
+    old_secret(&victim, &stolen).await;
+    victim.create("k", legacy("SendYourData", "SendYourData")).await;
+    let before = victim.ready("k").await;
+    old_secret(&thief, &stolen).await;
+    let refused = thief.until("older", "is refused", |key| reason(key) == "DigestInUse").await;
+    assert_stalled(&refused, "DigestInUse");
+    let message = thief.event("older", "DigestInUse").await;
+    assert!(!message.contains(&victim.namespace), "another team is not named: {message}");
+    victim.event("k", "DigestInUse").await;
+    thief.edit("older", json!({"active": false})).await;
+    thief.settled("older").await;
+    assert!(tokens(&thief.keys.get("older").await.unwrap()).is_empty());
+    assert_eq!(victim.keys.get("k").await.unwrap().status, before.status, "the owner's status does not change");
+    // The value is free when its key is gone.
+    victim.keys.delete("k", &kube::api::DeleteParams::background()).await.unwrap();
+    thief.edit("older", json!({"active": true})).await;
+    let imported = thief.ready("older").await;
+    assert_eq!(tokens(&imported)[0].sha256, sha256(&stolen));
 }

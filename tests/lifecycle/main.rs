@@ -8,6 +8,7 @@
 mod support;
 
 mod admission;
+mod attacks;
 mod bypass;
 mod gitops;
 mod keys;

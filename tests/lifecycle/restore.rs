@@ -89,10 +89,8 @@ async fn a_restored_secret_whose_owner_is_no_more_is_adopted() {
     team.delete("dangling").await;
     let mut copy = backup(&secret);
     copy.metadata.owner_references.as_mut().unwrap()[0].api_version = "keywright.dev/v0".to_owned();
-    let mut old = record(&secret);
-    old["createdAt"] = json!(from_now(-24 * 3600));
-    old["current"]["mintedAt"] = json!(from_now(-12 * 3600));
-    copy.annotations_mut().insert(RECORD.to_owned(), old.to_string());
+    // A restored Secret is younger than the value in it by more than a minute.
+    tokio::time::sleep(Duration::from_secs(62)).await;
     team.secrets.create(&PostParams::default(), &copy).await.unwrap();
     team.create("dangling", spec_of(&before)).await;
     let key = team.ready("dangling").await;
@@ -108,20 +106,23 @@ async fn a_restored_secret_whose_owner_is_no_more_is_adopted() {
 async fn a_restored_secret_that_proves_nothing_is_left_alone() {
     let team = Team::new().await;
     let (_, other) = team.minted("other", team_spec()).await;
-    for (name, spoil) in [
+    for (name, why, spoil) in [
         (
             "value",
+            "SecretNotAuthentic",
             &(|copy: &mut Secret, _| drop(copy.data.as_mut().unwrap().insert("key-value".to_owned(), data(&other))))
                 as &dyn Fn(&mut Secret, Value),
         ),
-        ("name", &|copy, mut record| {
+        ("name", "SecretNotAuthentic", &|copy, mut record| {
             record["apiKey"] = json!("someone");
             copy.annotations_mut().insert(RECORD.to_owned(), record.to_string());
         }),
-        ("record", &|copy, _| drop(copy.annotations_mut().remove(RECORD))),
-        ("nonsense", &|copy, _| drop(copy.annotations_mut().insert(RECORD.to_owned(), "{}".to_owned()))),
-        ("type", &|copy, _| copy.type_ = Some("Opaque".to_owned())),
-        ("place", &|copy, _| {
+        ("record", "SecretNotAuthentic", &|copy, _| drop(copy.annotations_mut().remove(RECORD))),
+        ("nonsense", "SecretNotAuthentic", &|copy, _| {
+            drop(copy.annotations_mut().insert(RECORD.to_owned(), "{}".to_owned()))
+        }),
+        ("type", "SecretConflict", &|copy, _| copy.type_ = Some("Opaque".to_owned())),
+        ("place", "SecretNotAuthentic", &|copy, _| {
             let value = copy.data.as_mut().unwrap().remove("key-value").unwrap();
             copy.data.as_mut().unwrap().insert("elsewhere".to_owned(), value);
         }),
@@ -134,8 +135,8 @@ async fn a_restored_secret_that_proves_nothing_is_left_alone() {
         spoil(&mut copy, record(&secret));
         let copy = team.secrets.create(&PostParams::default(), &copy).await.unwrap();
         team.create(name, team_spec()).await;
-        let key = team.until(name, "in conflict", |key| reason(key) == "SecretConflict").await;
-        assert_stalled(&key, "SecretConflict");
+        let key = team.until(name, "in conflict", |key| reason(key) == why).await;
+        assert_stalled(&key, why);
         assert!(condition(&key, "Ready").unwrap().message.contains("delete it"), "{name}: it says what to do");
         assert!(tokens(&key).is_empty(), "{name}");
         assert_eq!(team.secret(name).await, copy, "{name}: it was written");
@@ -156,7 +157,7 @@ async fn a_value_of_another_type_is_not_adopted() {
     team.delete("typed").await;
     let copy = team.secrets.create(&PostParams::default(), &copy).await.unwrap();
     team.create("typed", json!({"type": "SendYourData", "presets": ["SendData"]})).await;
-    let key = team.until("typed", "in conflict", |key| reason(key) == "SecretConflict").await;
+    let key = team.until("typed", "in conflict", |key| reason(key) == "SecretNotAuthentic").await;
     assert_eq!(state(&key), Some(KeyState::Pending));
     assert_eq!(team.secret("typed").await, copy);
 }

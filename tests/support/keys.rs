@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 
 /// The annotation with the record of a key.
 pub const RECORD: &str = "keywright.dev/record";
+/// The annotation with its message authentication code.
+pub const RECORD_MAC: &str = "keywright.dev/record-mac";
 
 /// Where a Secret holds a sealed value, and one on its way to the person who took it.
 pub const SEALED: [&str; 2] = ["sealed-value", "claimed"];

@@ -178,18 +178,16 @@ impl Case<'_> {
     fn judge(&self) -> Observed {
         let owner = self.secret.owner_references().iter().find(|owner| owner.controller == Some(true));
         let owned = owner.is_some_and(|owner| owner.uid == self.subject.uid);
-        if self.secret.type_.as_deref() != Some(record::SECRET_TYPE) {
-            return foreign(
-                CONFLICT,
-                "it was not made by Keywright: delete it, or name another Secret in a new ApiKey",
-            );
-        }
         if let Some(owner) = owner.filter(|owner| !owned && !self.is_of_earlier(owner)) {
             let why = format!(
-                "it belongs to {} {}: delete that, or name another Secret in a new ApiKey",
+                "it belongs to {} {}: delete that, or name another Secret under spec.secret.name of a new ApiKey",
                 owner.kind, owner.name
             );
             return Observed::Foreign { reason: CONFLICT, why, passing: false };
+        }
+        if self.secret.type_.as_deref() != Some(record::SECRET_TYPE) {
+            let why = "it was not made by Keywright: delete it, or name another Secret under spec.secret.name of a new ApiKey";
+            return foreign(CONFLICT, why);
         }
         let authentic = self.authentic();
         let believed = match self.key.status.as_ref().and_then(record_of_status) {
