@@ -168,6 +168,7 @@ pub fn attributes(namespace: &str, right: &Right) -> ResourceAttributes {
         Right::EveryPermission => of(GROUP, "permissions", VERB, Some(namespace), None),
         Right::Preset(name) => of(GROUP, "presets", VERB, Some(namespace), Some(name)),
         Right::ReadSecret(name) => of("", "secrets", "get", Some(namespace), Some(name)),
+        Right::Restore => of(GROUP, "apikeys", "restore", Some(namespace), None),
         Right::Impersonate(user) => match user.strip_prefix("system:serviceaccount:").and_then(|sa| sa.split_once(':'))
         {
             Some((namespace, name)) => of("", "serviceaccounts", "impersonate", Some(namespace), Some(name)),

@@ -33,12 +33,13 @@ pub const GROUP: &str = "keywright.dev";
 /// is created, and nobody can choose or change it.
 pub const CREATOR_ANNOTATION: &str = "keywright.dev/creator";
 
-/// The annotation that names the user who restored an ApiKey from a backup. The mutating webhook writes it when an
-/// ApiKey is created with the annotation [`CREATOR_ANNOTATION`] by a user with the restore right.
+/// The annotation in which the cluster stamps the name of the user who created an ApiKey whose creator was kept, as a
+/// restore does. It is absent from every other ApiKey, and nobody can choose or change it.
 pub const RESTORED_BY_ANNOTATION: &str = "keywright.dev/restored-by";
 
-/// The annotation by which a user with the restore right accepts the value in a Secret that the operator can't
-/// authenticate: `sha256:` and the digest of the value, 64 hex digits.
+/// The annotation of an ApiKey with the digest of the value that the operator shall accept from a Secret that it can't
+/// authenticate: `sha256:` and 64 lower case hex digits. Adding or changing it needs the right to restore keys; whoever
+/// may change the key may remove it.
 pub const ACCEPT_SECRET_ANNOTATION: &str = "keywright.dev/accept-secret";
 
 /// Who created an object, as the cluster stamped it.

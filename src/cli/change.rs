@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Cluster, DryRun, Failure, Reply, Result, Selection, print, refused, say, usage};
+use super::{Cluster, DryRun, FIELD_MANAGER, Failure, Reply, Result, Selection, print, refused, say, usage};
 use crate::api::ApiKey;
 
 #[derive(Args)]
@@ -59,7 +59,7 @@ pub(super) struct RevokeArgs {
 }
 
 fn params(dry_run: bool) -> PatchParams {
-    PatchParams { dry_run, field_manager: Some("kubectl-keywright".to_owned()), ..PatchParams::default() }
+    PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
 }
 
 async fn patch(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> Result<ApiKey> {
@@ -67,13 +67,18 @@ async fn patch(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> R
     Ok(cluster.keys_in(namespace).patch(name, &params(false), &patch).await?)
 }
 
-pub(super) async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<Reply> {
+/// Asks for a new value of a key.
+pub(super) async fn request_value(cluster: &Cluster, name: &str, revoke_previous: bool) -> Result<ApiKey> {
     // As exact as the clock: two requests in one second are two requests.
     let mut rotation = json!({ "requestedAt": cluster.clock.exact().to_string() });
-    if args.revoke_previous {
+    if revoke_previous {
         rotation["overlap"] = json!("0s");
     }
-    patch(cluster, &cluster.namespace, &args.key, json!({ "rotation": rotation })).await?;
+    patch(cluster, &cluster.namespace, name, json!({ "rotation": rotation })).await
+}
+
+pub(super) async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<Reply> {
+    request_value(cluster, &args.key, args.revoke_previous).await?;
     Ok(Reply::yes(format!("apikey.keywright.dev/{} rotation requested\n", args.key)))
 }
 
@@ -197,7 +202,7 @@ impl Tally {
             Ok(()) => drop(writeln!(self.text, "apikey.keywright.dev/{name} {}", self.done)),
             Err(Failure::Refused(message) | Failure::Usage(message)) => {
                 self.failed += 1;
-                say(&format!("error: {name}: {message}"));
+                say(&format!("error: {name}: {}", print::line(&message)));
             }
         }
         if self.all >= 10 && (self.seen.is_multiple_of(10) || self.seen == self.all) {

@@ -79,6 +79,7 @@ fn describe(key: &ApiKey, sha256: &str) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
     let (creator, creator_type) = print::creator_of(key);
+    let creator = print::line(&creator);
     writeln!(text, "{namespace}/{name}")?;
     writeln!(text, "Id:         key_{}", &sha256[..16])?;
     writeln!(text, "Type:       {:?}", key.spec.key_type)?;

@@ -66,9 +66,9 @@ fn write(text: &mut String, migrated: &Migrated) -> Result<()> {
     text.push_str("---\n");
     for warning in &migrated.warnings {
         // What a message quotes must not begin a line that is no comment.
-        let warning = warning.replace(['\n', '\r'], " ");
-        say(&format!("warning: {}: {warning}", migrated.name));
-        let _ = writeln!(text, "# {}: {warning}", migrated.name.replace(['\n', '\r'], " "));
+        let warning = print::line(&format!("{}: {warning}", migrated.name));
+        say(&format!("warning: {warning}"));
+        let _ = writeln!(text, "# {warning}");
     }
     let documents =
         [migrated.policy.as_ref().map(print::yaml).transpose()?, migrated.key.as_ref().map(print::yaml).transpose()?];

@@ -1,8 +1,12 @@
 //! `kubectl keywright`: what people do with keys, with their own rights and nobody else's.
 //!
-//! It talks to the API server as kubectl does, and needs no access to the operator. It reads no Secret: values come
-//! from KeyReveals alone. One file a group of commands; what they decide by is [`crate::domain`].
+//! It talks to the API server as kubectl does, and needs no access to the operator. Values come from KeyReveals alone;
+//! [`accept`] reads a Secret for its digest. One file a group of commands; what they decide by is [`crate::domain`].
+//!
+//! Names, users, messages and whatever else comes from the cluster is shown through [`print::line`] or [`print::table`]:
+//! it may have been written by somebody who wants it to look like something else.
 
+mod accept;
 mod change;
 mod generate;
 mod identify;
@@ -31,6 +35,9 @@ use crate::{
     domain::catalog::Catalog,
     runtime::clock::Clock,
 };
+
+/// The name under which the plugin's writes are in `metadata.managedFields`.
+const FIELD_MANAGER: &str = "kubectl-keywright";
 
 /// What a command has to say, and whether the answer is yes.
 struct Reply {
@@ -177,6 +184,9 @@ enum Command {
     Explain(rights::ExplainArgs),
     /// Say which key a value belongs to. The value is read from standard input.
     Identify(identify::IdentifyArgs),
+    /// Accept the value in a Secret that the operator can't authenticate, such as one from a backup. Needs the right to
+    /// restore keys.
+    Accept(accept::AcceptArgs),
     /// Look at legacy keys.
     #[command(subcommand)]
     Legacy(show::LegacyCommand),
@@ -206,7 +216,7 @@ pub fn main() -> ExitCode {
                 Failure::Refused(message) => (message, ExitCode::FAILURE),
                 Failure::Usage(message) => (message, ExitCode::from(2)),
             };
-            say(&format!("error: {message}"));
+            say(&format!("error: {}", print::line(&message)));
             return code;
         }
     };
@@ -247,6 +257,7 @@ async fn run(cli: Cli) -> Result<Reply> {
         Command::Revoke(args) => change::revoke(&cluster, &args).await,
         Command::CanI(args) => rights::can_i(&cluster, &args).await,
         Command::Explain(args) => rights::explain(&cluster, &args).await,
+        Command::Accept(args) => accept::accept(&cluster, &args).await,
         Command::Migrate(args) => migrate::migrate(&cluster, &args).await,
         Command::Policy(policy::PolicyCommand::Export(args)) => policy::export(&cluster, &args).await,
         Command::Completion(_) | Command::Man(_) | Command::Identify(_) | Command::Policy(_) => Ok(Reply::yes("")),

@@ -8,17 +8,63 @@ use serde_json::{Value, json};
 use super::{Failure, Format, Result};
 use crate::api::{ApiKey, CreatorKind, KeyState, Time, creator_of_key};
 
-/// A table with columns two spaces apart, as kubectl has it. A colour may be given to cells by their text.
+/// Whether a character could make text look like other text: it ends a line, moves the cursor, changes the direction of
+/// writing, or is not visible (Unicode general categories Cc, Zl and Zp, the property `Bidi_Control`, and the invisible
+/// characters and tags that Unicode Technical Standard 39 calls restricted). Joiners that scripts and emoji need stay.
+const fn misleads(c: char) -> bool {
+    c.is_ascii_control()
+        || matches!(c,
+            '\u{80}'..='\u{9f}'
+            | '\u{ad}' | '\u{61c}' | '\u{180e}'
+            | '\u{200b}' | '\u{200e}' | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Text from the cluster as it may be shown in a line: characters that mislead are escaped as Rust does (`\n`,
+/// `\u{202e}`).
+pub(super) fn line(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if misleads(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
+}
+
+/// [`line`] for a cell of a table, where a run of spaces would look like the start of the next column: all spaces but
+/// the first are escaped.
+fn cell(text: &str) -> String {
+    let mut after_space = true;
+    let leading = text.len() - text.trim_start_matches(' ').len();
+    line(text).chars().enumerate().fold(String::with_capacity(text.len()), |mut shown, (at, c)| {
+        // Two spaces at the start are our own indentation.
+        if c.is_whitespace() && after_space && !(at < leading.min(2)) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+        after_space = c.is_whitespace();
+        shown
+    })
+}
+
+/// A table with columns three spaces apart, as kubectl has it. A colour may be given to cells by their text.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>], colour: bool) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
     let head: Vec<String> = head.iter().map(ToString::to_string).collect();
-    for row in std::iter::once(&head).chain(rows) {
+    for row in std::iter::once(&head).chain(&rows) {
         for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let shown = paint(cell, colour);
             if index + 1 == row.len() {
@@ -46,12 +92,25 @@ pub(super) fn paint(word: &str, colour: bool) -> String {
 pub(super) fn yaml(value: &impl Serialize) -> Result<String> {
     // By way of JSON: so what is absent stays absent.
     let value = serde_json::to_value(value).map_err(|error| Failure::Refused(error.to_string()))?;
-    serde_saphyr::to_string(&value).map_err(|error| Failure::Refused(error.to_string()))
+    let text = serde_saphyr::to_string(&value).map_err(|error| Failure::Refused(error.to_string()))?;
+    // YAML has escapes between double quotes only. JSON is YAML, and is that throughout.
+    if text.chars().any(|c| c != '\n' && misleads(c)) { json(&value) } else { Ok(text) }
 }
 
 pub(super) fn json(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Refused(error.to_string()))?;
-    Ok(text + "\n")
+    // Within strings, where alone it can be. The escapes of JSON are UTF-16 (RFC 8259, section 7).
+    let escaped = text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if c != '\n' && misleads(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
+        } else {
+            shown.push(c);
+        }
+        shown
+    });
+    Ok(escaped + "\n")
 }
 
 /// Keys in one of the forms of `-o`; `None` if it is a table that is asked for.
@@ -66,7 +125,7 @@ pub(super) fn keys(keys: &[ApiKey], format: Option<Format>, single: bool) -> Res
         Some(Format::Json) => Some(json(&value())?),
         Some(Format::Yaml) => Some(yaml(&value())?),
         Some(Format::Name) => Some(keys.iter().fold(String::new(), |mut text, key| {
-            let _ = writeln!(text, "apikey.keywright.dev/{}", key.metadata.name.as_deref().unwrap_or_default());
+            let _ = writeln!(text, "apikey.keywright.dev/{}", line(key.metadata.name.as_deref().unwrap_or_default()));
             text
         })),
         Some(Format::Wide) | None => None,
@@ -112,5 +171,34 @@ mod tests {
         let rows = [vec!["a".to_owned(), "Active".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["NAME", "STATE", "ID"], &rows, false), "NAME   STATE    ID\na      Active   x\n");
         assert!(table(&["NAME", "STATE", "ID"], &rows, true).contains("\u{1b}[32mActive\u{1b}[0m   x"));
+    }
+
+    /// What somebody may write into a name that people read, to have a row of a list that is none.
+    const FORGED: &str = "x\u{1b}[2K\r\nother   Team   admin\u{202e}\u{2028}\u{85}\u{200b}";
+
+    #[test]
+    fn no_text_of_the_cluster_forges_a_row_or_a_column() {
+        assert_eq!(line(FORGED), r"x\u{1b}[2K\r\nother   Team   admin\u{202e}\u{2028}\u{85}\u{200b}", "a line");
+        for harmless in ["Zahlungen für Öl", "支付", "كشف", "👩\u{200d}💻", "a b"] {
+            assert_eq!(line(harmless), harmless);
+            assert_eq!(cell(harmless), harmless);
+        }
+        let shown = table(&["NAME", "STATE"], &[vec![FORGED.to_owned(), "Active".to_owned()]], false);
+        assert_eq!(shown.lines().count(), 2, "{shown}");
+        assert!(!shown.chars().any(|c| c != '\n' && misleads(c)), "{shown}");
+        assert!(shown.contains(r"other \u{20}\u{20}Team"), "{shown}");
+        assert!(table(&["  TYPE"], &[vec!["  Ready".to_owned()]], false).contains("\n  Ready\n"), "an indentation");
+        assert!(table(&["X"], &[vec!["a\u{a0}\u{a0}b".to_owned()]], false).contains(r"\u{a0}b"));
+    }
+
+    #[test]
+    fn json_and_yaml_hide_nothing_and_lose_nothing() {
+        let value = json!({"displayName": format!("{FORGED}\u{e0041}")});
+        for text in [json(&value).unwrap(), yaml(&value).unwrap()] {
+            assert!(!text.chars().any(|c| c != '\n' && misleads(c)), "{text}");
+            assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), value, "{text}");
+        }
+        assert_eq!(serde_json::from_str::<Value>(&json(&value).unwrap()).unwrap(), value);
+        assert!(yaml(&json!({"a": "b"})).unwrap().contains("a: b"), "YAML where nothing has to be escaped");
     }
 }

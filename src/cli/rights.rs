@@ -116,7 +116,8 @@ pub(super) async fn can_i(cluster: &Cluster, args: &CanIArgs) -> Result<Reply> {
         };
         let namespace = cluster.namespace.as_str().into();
         let review = myself(cluster).review(&Arc::default(), &namespace, &right).await?;
-        let text = format!("{}: {right}: {}\n", yes_no(review.allowed, cluster), why(&review));
+        let (right, why) = (print::line(&right.to_string()), print::line(why(&review)));
+        let text = format!("{}: {right}: {why}\n", yes_no(review.allowed, cluster));
         return Ok(Reply { text, yes: review.allowed });
     }
     if !args.what.is_empty() {
@@ -167,7 +168,7 @@ fn spec(args: &CanIArgs, key_type: KeyType, who: &Requester) -> ApiKeySpec {
 fn warn_of_unknown(catalog: &Catalog, kind: &str, name: &str, unknown: bool, near: &[&str]) {
     if unknown && !catalog.is_empty() {
         let hint = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
-        say(&format!("warning: no catalogue has a {kind} {name}{hint}"));
+        say(&print::line(&format!("warning: no catalogue has a {kind} {name}{hint}")));
     }
 }
 
@@ -236,7 +237,7 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
         ("delete", gates::delete(&situation, spec, creator)),
     ];
     let reviewer = access::Cluster::new(cluster.client.clone());
-    let mut text = format!("{} on {}/{}\n", who.username, cluster.namespace, key.name_any());
+    let mut text = format!("{} on {}/{}\n", print::line(&who.username), cluster.namespace, key.name_any());
     let who = Arc::new(who);
     for (title, verdict) in &verdicts {
         match judge(cluster, &reviewer, &who, title, verdict).await {
@@ -264,23 +265,23 @@ async fn judge<R: Reviewer>(
     let mut yes = verdict.denials.is_empty();
     let mut lines = String::new();
     if let Some(ruling) = &verdict.ruling {
-        let _ = writeln!(lines, "  Policy: {:?}, by {}", ruling.level, ruling.by);
+        let _ = writeln!(lines, "  Policy: {:?}, by {}", ruling.level, print::line(&ruling.by.to_string()));
     }
     for denial in &verdict.denials {
-        let _ = writeln!(lines, "  {:?}: no: {}", denial.gate, denial.message);
+        let _ = writeln!(lines, "  {:?}: no: {}", denial.gate, print::line(&denial.message));
     }
     for demand in &verdict.demands {
         let answer = access::ask(reviewer, who, &namespace, &demand.need).await?;
         yes &= answer.met;
         let verdict = if answer.met { "yes" } else { "no" };
-        let _ = writeln!(lines, "  {:?}: {verdict}, to {}:", demand.gate, demand.purpose);
+        let _ = writeln!(lines, "  {:?}: {verdict}, to {}:", demand.gate, print::line(&demand.purpose));
         if answer.met {
             for (right, review) in answer.asked.iter().filter(|(_, review)| review.allowed) {
-                let _ = writeln!(lines, "    {right}: {}", why(review));
+                let _ = writeln!(lines, "    {}: {}", print::line(&right.to_string()), print::line(why(review)));
             }
         }
         for right in answer.missing(&demand.need) {
-            let _ = writeln!(lines, "    {right}: not granted");
+            let _ = writeln!(lines, "    {}: not granted", print::line(&right.to_string()));
         }
     }
     Ok((format!("{title}: {}\n{lines}", yes_no(yes, cluster)), yes))

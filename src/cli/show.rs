@@ -105,7 +105,7 @@ pub(super) async fn describe(cluster: &Cluster, args: &DescribeArgs, legacy: boo
 
 /// One line of a description.
 fn field(text: &mut String, name: &str, value: &str) {
-    let _ = writeln!(text, "{:<15}{value}", format!("{name}:"));
+    let _ = writeln!(text, "{:<15}{}", format!("{name}:"), print::line(value));
 }
 
 fn facts(key: &ApiKey, colour: bool) -> String {
@@ -122,7 +122,7 @@ fn facts(key: &ApiKey, colour: bool) -> String {
     if let Some(kind) = spec.legacy {
         field(&mut text, "Legacy", &format!("{kind:?}: kubectl keywright migrate writes a custom key in its place"));
     }
-    field(&mut text, "State", &print::paint(&print::state_of(key), colour));
+    let _ = writeln!(text, "{:<15}{}", "State:", print::paint(&print::state_of(key), colour));
     field(&mut text, "Id", &print::text(status.and_then(|status| status.id.as_deref())));
     field(&mut text, "Creator", &format!("{creator} ({creator_type})"));
     field(&mut text, "Created", &print::time(key.metadata.creation_timestamp.as_ref()));
@@ -163,12 +163,13 @@ fn contents(text: &mut String, key: &ApiKey, catalog: &Catalog, sources: &[Permi
             }
             None => "not in the catalogue".to_owned(),
         };
-        let _ = writeln!(text, "  {name}  ({mark})");
+        let _ = writeln!(text, "  {}  ({mark})", print::line(name));
     }
     let effective = Contents::in_force(&key.spec, key.status.as_ref(), catalog).effective(catalog);
     let _ = writeln!(text, "Permissions ({} in all):", effective.len());
     for name in &effective {
-        let _ = writeln!(text, "  {name}  ({})", source_of(name, key, &presets, sources));
+        let source = source_of(name, key, &presets, sources);
+        let _ = writeln!(text, "  {}  ({})", print::line(name), print::line(&source));
     }
 }
 
@@ -242,7 +243,7 @@ async fn policy(text: &mut String, cluster: &Cluster, key: &ApiKey) -> Result<()
     if policy.spec.mode == AccessMode::Advanced {
         for rule in &policy.spec.rules {
             let of_policy = rule.policy_access.unwrap_or(rule.access);
-            let groups = rule.groups.join(", ");
+            let groups = print::line(&rule.groups.join(", "));
             let _ = writeln!(text, "  {groups}: {:?}, the policy itself: {of_policy:?}", rule.access);
         }
         if let Some(general) = policy.spec.general_access {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kube::{Api, Client, ResourceExt, api::PatchParams, core::Status};
+use kube::{Api, Client, ResourceExt, core::Status};
 
-use super::{RequestError, request, status_patch};
+use super::{RequestError, patch_params, request, status_patch};
 use crate::{
     api::{AccessPolicy, KeyType},
     domain::policy_status,
@@ -27,7 +27,7 @@ pub async fn report(
     }
     let namespace = policy.namespace().unwrap_or_default();
     let policies: Api<AccessPolicy> = Api::namespaced(client.clone(), &namespace);
-    let (name, params) = (policy.name_any(), PatchParams::default());
+    let (name, params) = (policy.name_any(), patch_params());
     let patch = status_patch(policy, policy.status.as_ref(), &status);
     match request("update status", policies.patch_status(&name, &params, &patch)).await {
         Ok(_) => Ok(()),

@@ -14,17 +14,35 @@ use rand::{TryRng, rngs::SysRng};
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// The failures in a row of every object that fails.
+/// The tries in a row of every object that fails or is blocked.
 #[derive(Debug, Default)]
-pub struct Backoff(Mutex<HashMap<String, u32>>);
+pub struct Backoff(Mutex<HashMap<String, Tries>>);
+
+#[derive(Debug, Default)]
+struct Tries {
+    count: u32,
+    /// Whether the last of them failed, and did not only find a state that a person has to end.
+    failing: bool,
+}
 
 impl Backoff {
     /// Counts one more failure and says how long to wait.
     pub fn failed(&self, uid: &str) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(uid.to_owned()).or_default();
-        *count += 1;
-        delay(*count, SysRng.try_next_u32().unwrap_or(u32::MAX / 2))
+        self.again(uid, true)
+    }
+
+    /// As [`Backoff::failed`], for an object of which nothing failed: a person has to end its state, such as a Secret
+    /// that belongs to something else. It is not among those that [`Backoff::failing`] counts, since an alert for the
+    /// administrator of the operator depends on that number.
+    pub fn blocked(&self, uid: &str) -> Duration {
+        self.again(uid, false)
+    }
+
+    fn again(&self, uid: &str, failing: bool) -> Duration {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tries = all.entry(uid.to_owned()).or_default();
+        *tries = Tries { count: tries.count.saturating_add(1), failing };
+        delay(tries.count, SysRng.try_next_u32().unwrap_or(u32::MAX / 2))
     }
 
     /// Forgets the failures of an object that succeeded or is gone.
@@ -37,16 +55,16 @@ impl Backoff {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
     }
 
-    /// How many objects wait for another try.
+    /// How many objects failed and wait for another try.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    pub fn failing(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|tries| tries.failing).count()
     }
 
-    /// Whether none waits.
+    /// Whether nothing is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
@@ -74,9 +92,21 @@ mod tests {
         let backoff = Backoff::default();
         backoff.failed("a");
         backoff.failed("b");
-        assert_eq!(backoff.len(), 2);
+        assert_eq!(backoff.failing(), 2);
         backoff.forget("a");
         backoff.forget("b");
         assert!(backoff.is_empty());
+    }
+
+    #[test]
+    fn what_a_person_has_to_end_is_no_failure() {
+        let backoff = Backoff::default();
+        backoff.failed("conflict");
+        assert_eq!(backoff.failing(), 1);
+        assert!(backoff.blocked("conflict") >= FIRST, "the second try comes later than the first");
+        assert_eq!(backoff.failing(), 0);
+        assert!(!backoff.is_empty(), "its waits grow");
+        backoff.failed("conflict");
+        assert_eq!(backoff.failing(), 1, "a failure counts again");
     }
 }

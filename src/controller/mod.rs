@@ -10,12 +10,21 @@ pub mod events;
 pub mod export;
 pub mod key_reveal;
 pub mod permission_catalog;
+mod refusal;
 
-use kube::{ResourceExt, api::Patch, core::Status};
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    core::Status,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::refusal::Refusal;
 use crate::domain::{redact::redact, status::Failure};
+
+/// The name under which the operator's writes are in `metadata.managedFields`.
+pub const FIELD_MANAGER: &str = "keywright";
 
 /// The longest that one request to the API server may take. The client retries by itself for minutes, which would
 /// hold a place among the concurrent reconciliations for as long.
@@ -54,9 +63,42 @@ impl RequestError {
         self.status.as_deref().is_some_and(predicate)
     }
 
-    fn failure(&self, reason: &'static str) -> Failure {
-        Failure { reason, message: format!("{self}; it will be tried again") }
+    /// Whether the same request fails until a person changes something, as far as the API server's answer tells: the
+    /// Secret is immutable, a quota, an admission policy or missing rights forbid it. A conflict, an overload and an
+    /// API server that can't be reached pass by themselves.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        self.advice().is_some()
     }
+
+    /// The way out of a permanent refusal, as a clause without any value. `None` if the failure passes by itself.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        self.status.as_deref().and_then(Refusal::of).map(Refusal::advice)
+    }
+
+    /// The error and what follows from it, for conditions.
+    #[must_use]
+    pub fn explained(&self) -> String {
+        match self.advice() {
+            Some(advice) => format!("{self}; {advice}; it is tried again every few minutes"),
+            None => format!("{self}; it will be tried again"),
+        }
+    }
+
+    fn failure(&self, reason: &'static str) -> Failure {
+        Failure { reason, message: self.explained(), passing: !self.is_permanent() }
+    }
+}
+
+/// How the operator patches: under its name, also where its client's user agent would give another.
+fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+/// How the operator creates objects. See [`patch_params`].
+fn post_params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
 /// A patch of the status alone, for this version of the object alone. Not a replacement: that would carry the object's

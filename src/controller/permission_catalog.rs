@@ -8,7 +8,7 @@ use kube::{
     core::Status,
 };
 
-use super::{RequestError, events::Events, request, status_patch};
+use super::{FIELD_MANAGER, RequestError, events::Events, patch_params, request, status_patch};
 use crate::{
     api::{PermissionCatalog, PermissionCatalogStatus},
     domain::{
@@ -35,14 +35,24 @@ pub fn shipped(directory: &Path) -> Result<Vec<PermissionCatalog>, String> {
     files.iter().map(read).collect()
 }
 
-/// Applies a catalogue that is shipped. The operator does it and not the chart, because Helm and kubectl can't apply an
-/// object in the same step as its CRD.
-///
-/// # Errors
-/// If the API server can't be asked or refuses.
-pub async fn install(client: &Client, catalog: &PermissionCatalog) -> Result<(), RequestError> {
+/// Applies the catalogues that are shipped, each whatever becomes of the others, and returns those that have to be tried
+/// again. The operator does it and not the chart, because Helm and kubectl can't apply an object in the same step as its
+/// CRD.
+pub async fn install(client: &Client, shipped: Vec<PermissionCatalog>) -> Vec<PermissionCatalog> {
+    let mut left = vec![];
+    for catalog in shipped {
+        if let Err(error) = apply(client, &catalog).await {
+            let (name, why) = (catalog.name_any(), error.explained());
+            tracing::warn!(catalog = name, error = why, "a shipped catalogue could not be applied");
+            left.push(catalog);
+        }
+    }
+    left
+}
+
+async fn apply(client: &Client, catalog: &PermissionCatalog) -> Result<(), RequestError> {
     let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
-    let (name, params) = (catalog.name_any(), PatchParams::apply("keywright").force());
+    let (name, params) = (catalog.name_any(), PatchParams::apply(FIELD_MANAGER).force());
     let what = format!("apply PermissionCatalog {name}");
     request(&what, catalogs.patch(&name, &params, &Patch::Apply(catalog))).await.map(drop)
 }
@@ -70,7 +80,7 @@ pub async fn report(
         message: c.message,
     });
     let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
-    let (name, params) = (catalog.name_any(), PatchParams::default());
+    let (name, params) = (catalog.name_any(), patch_params());
     let patch = status_patch(catalog, catalog.status.as_ref(), &status);
     match request("update status", catalogs.patch_status(&name, &params, &patch)).await {
         Ok(_) => {

@@ -21,6 +21,9 @@ pub enum Right {
     Impersonate(Arc<str>),
     /// To read a Secret.
     ReadSecret(Arc<str>),
+    /// To restore ApiKeys from a backup: verb `restore` on `apikeys`. It keeps the creators of restored objects and
+    /// accepts the values of Secrets that the operator can't authenticate.
+    Restore,
 }
 
 impl fmt::Display for Right {
@@ -31,6 +34,7 @@ impl fmt::Display for Right {
             Self::Preset(name) => write!(f, "preset {name}"),
             Self::Impersonate(user) => write!(f, "impersonate {user}"),
             Self::ReadSecret(name) => write!(f, "get Secret {name}"),
+            Self::Restore => f.write_str("restore apikeys.keywright.dev"),
         }
     }
 }

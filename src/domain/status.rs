@@ -62,13 +62,15 @@ pub struct Facts<'a> {
     pub now: Timestamp,
 }
 
-/// A write or read that failed; it will be tried again.
+/// A write or read that failed; it is tried again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// A reason in CamelCase.
     pub reason: &'static str,
     /// A sentence without any value.
     pub message: String,
+    /// Whether it can succeed without a change by a person.
+    pub passing: bool,
 }
 
 /// How a key is, before it is spread over state and conditions.
@@ -187,7 +189,7 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
     let summary = |ready, passing, reason, message| Summary { state, ready, passing, reason, message };
 
     if let Some(failure) = failure {
-        return summary(false, true, failure.reason, failure.message.clone());
+        return summary(false, failure.passing, failure.reason, failure.message.clone());
     }
     if let Observed::Foreign { reason, why, passing } = secret {
         let message = format!("Secret {} was left alone: {why}", place.name);

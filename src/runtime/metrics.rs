@@ -254,7 +254,11 @@ impl Collector for Scrape {
         let windows: Vec<(&[(&str, &str)], f64)> = windows.iter().map(|(labels, n)| (&labels[..], *n)).collect();
         gauge("api_keys_expiring", "ApiKeys that expire within a window", &windows)?;
         gauge("rotations_overdue", "ApiKeys whose rotation is more than a minute late", &[(&[], overdue as f64)])?;
-        gauge("objects_in_backoff", "Objects that failed and wait for another try", &[(&[], (self.backoff)() as f64)])?;
+        gauge(
+            "objects_in_backoff",
+            "Objects of which a request failed and that wait for another try; not those that wait for a person",
+            &[(&[], (self.backoff)() as f64)],
+        )?;
         let (leaf, ca) = (self.certificates)();
         let times = [
             ("next_expiry_timestamp_seconds", "When the next ApiKey expires", next_expiry.map(|t| t as f64)),

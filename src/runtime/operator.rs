@@ -82,15 +82,16 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let writer = Writer::<ApiKey>::default();
     let keys = writer.as_reader();
     let backoff = Arc::new(Backoff::default());
+    let reveal_backoff = Arc::new(Backoff::default());
     let certificates = Certificates::of(&args, &client, &clock);
     let resolver = certificates.resolver();
 
     let metrics = {
-        let (backoff, resolver) = (Arc::clone(&backoff), Arc::clone(&resolver));
+        let (backoff, reveals, resolver) = (Arc::clone(&backoff), Arc::clone(&reveal_backoff), Arc::clone(&resolver));
         Metrics::new(
             keys.clone(),
             clock.clone(),
-            move || backoff.len(),
+            move || backoff.failing() + reveals.failing(),
             move || {
                 let status = resolver.status();
                 let seconds = |t: k8s_openapi::jiff::Timestamp| t.as_second() as f64;
@@ -98,7 +99,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
             },
         )
     };
-    let events = Events::start(client.clone(), args.pod_name.clone(), metrics.clone());
+    let events = Events::start(client.clone(), &args.pod_name, metrics.clone(), clock.clone());
     let context = Arc::new(api_key::Context {
         client: client.clone(),
         index: Arc::clone(&index),
@@ -172,6 +173,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         let queue = queue.clone();
         let context = key_reveal::Context {
             keys: Arc::clone(&context),
+            backoff: reveal_backoff,
             look: Box::new(move |namespace, name| drop(queue.send(ObjectRef::new(name).within(namespace)))),
             ttl: args.reveal_ttl.try_into().unwrap_or(SignedDuration::MAX),
         };
@@ -417,7 +419,7 @@ async fn control(
 /// Applies the catalogues that are shipped, then writes the status of all whenever the merge may have changed.
 async fn keep_catalogs(
     context: Arc<api_key::Context>,
-    shipped: Vec<PermissionCatalog>,
+    mut shipped: Vec<PermissionCatalog>,
     mut leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
     clock: Clock,
@@ -426,14 +428,14 @@ async fn keep_catalogs(
     if leader.wait_for(|leads| *leads).await.is_err() {
         return;
     }
-    for catalog in shipped {
-        while let Err(error) = permission_catalog::install(&context.client, &catalog).await {
-            tracing::warn!(catalog = catalog.name_any(), %error, "a shipped catalogue could not be applied; trying again");
-            tokio::time::sleep(Duration::from_secs(2)).await;
-        }
-    }
+    let backoff = Backoff::default();
+    let mut next_try = tokio::time::Instant::now();
     loop {
         let mut failed = false;
+        if !shipped.is_empty() && next_try <= tokio::time::Instant::now() {
+            shipped = permission_catalog::install(&context.client, shipped).await;
+            next_try = tokio::time::Instant::now() + backoff.failed("shipped");
+        }
         for (catalog, report) in context.index.catalogs() {
             if let Err(error) = permission_catalog::report(&context.client, &catalog, &report, &clock, &events).await {
                 tracing::warn!(catalog = catalog.name_any(), %error, "the catalogue's status could not be written");
@@ -442,8 +444,11 @@ async fn keep_catalogs(
         }
         if failed {
             tokio::time::sleep(Duration::from_secs(5)).await;
-        } else {
+        } else if shipped.is_empty() {
             changed.notified().await;
+        } else {
+            // A change of another catalogue is reported while this one is refused.
+            let _ = tokio::time::timeout_at(next_try, changed.notified()).await;
         }
     }
 }

@@ -8,17 +8,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-};
+use kube::{Api, Client, Resource, ResourceExt, api::Patch};
 use rand::rngs::SysRng;
 use serde_json::{Value, json};
 
 use super::observe::MANAGED_BY;
 use crate::{
     api::{ApiKey, SecuritySettings},
-    controller::{RequestError, request},
+    controller::{RequestError, patch_params, post_params, request},
     domain::{
         key::Key,
         lifecycle::{Held, Step},
@@ -143,8 +140,7 @@ async fn create(
         ..Secret::default()
     };
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let params = PostParams::default();
-    let created = request(&format!("create Secret {}", place.name), secrets.create(&params, &secret)).await;
+    let created = request(&format!("create Secret {}", place.name), secrets.create(&post_params(), &secret)).await;
     wipe(&mut secret);
     match created {
         Ok(mut secret) => {
@@ -197,7 +193,7 @@ async fn patch(
         }
         Change::Erasure => body["data"] = json!({ record::SEALED_VALUE: null, record::CLAIMED: null }),
     }
-    match request(&what, secrets.patch(&place.name, &PatchParams::default(), &Patch::Merge(body))).await {
+    match request(&what, secrets.patch(&place.name, &patch_params(), &Patch::Merge(body))).await {
         Ok(mut secret) => {
             wipe(&mut secret);
             let intact = minted || before.intact;

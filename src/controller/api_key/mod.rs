@@ -18,7 +18,6 @@ use std::{
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, ResourceExt,
-    api::PatchParams,
     core::Status,
     runtime::{
         controller::Action,
@@ -28,7 +27,7 @@ use kube::{
 use rand::{TryRng, rngs::SysRng};
 
 use self::act::Acted;
-use super::{RequestError, backoff::Backoff, events::Events, request, status_patch};
+use super::{RequestError, backoff::Backoff, events::Events, key_reveal::orphan, request, status_patch};
 use crate::{
     api::ApiKey,
     domain::{
@@ -161,7 +160,8 @@ pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action
 /// What to do after a failure.
 #[must_use]
 pub fn retry(key: &ApiKey, error: &RequestError, context: &Context) -> Action {
-    let wait = context.backoff.failed(&key.uid().unwrap_or_default());
+    let uid = key.uid().unwrap_or_default();
+    let wait = if error.is_permanent() { context.backoff.blocked(&uid) } else { context.backoff.failed(&uid) };
     tracing::warn!(namespace = key.namespace(), name = key.name_any(), %error, retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
 }
@@ -186,13 +186,17 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     let mut minted = false;
     let mut error = None;
     let mut secret = Observed::NotRead;
+    let mut claimed = false;
     let mut look = lifecycle::must_read(key, settings, now, check_at <= now);
     // Look, decide, act; and once more if somebody else was faster. Three rounds are more than any order of events
     // needs; if others keep writing to the Secret, the backoff takes over.
     for round in 1..=ROUNDS {
         if look {
-            match observe::observe(&context.client, &context.sealing, &namespace, key).await {
-                Ok(found) => secret = claim(key, &namespace, found, context),
+            match observe::find(&context.client, &context.sealing, &namespace, key).await {
+                Ok(found) => {
+                    claimed = found.claimed.is_some();
+                    secret = claim(key, &namespace, found.observed, context);
+                }
                 Err(failed) => {
                     error = Some(("SecretReadFailed", failed));
                     break;
@@ -243,11 +247,16 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
     if let Some((_, error)) = error {
         return Err(error);
     }
+    if let (true, Observed::Ours(held)) = (claimed, &secret) {
+        orphan::clear(&context.client, &namespace, key, held).await?;
+    }
     if secret != Observed::NotRead {
         context.checks.done(&uid, check_at, now);
     }
-    if let Observed::Foreign { .. } = secret {
-        return Ok(Action::requeue(context.backoff.failed(&uid)));
+    if let Observed::Foreign { passing, .. } = secret {
+        // A conflict that only a person can end is no failure of the operator.
+        let wait = if passing { context.backoff.failed(&uid) } else { context.backoff.blocked(&uid) };
+        return Ok(Action::requeue(wait));
     }
     context.backoff.forget(&uid);
     let awaited = lifecycle::awaits_secret(key, now).then(|| now.checked_add(AWAIT).ok()).flatten();
@@ -323,7 +332,7 @@ async fn report(
     let notes = status::notes(key.status.as_ref(), &status, minted);
     let keys: Api<ApiKey> = Api::namespaced(context.client.clone(), namespace);
     let patch = status_patch(key, key.status.as_ref(), &status);
-    match request("update status", keys.patch_status(&name, &PatchParams::default(), &patch)).await {
+    match request("update status", keys.patch_status(&name, &super::patch_params(), &patch)).await {
         Ok(_) => {}
         Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => return Ok(false),
         Err(error) => return Err(error),

@@ -1,15 +1,12 @@
 //! The three writes of an answer that change a Secret: who saw a value first, who takes it, and that it was taken.
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, Client, api::Patch};
 use serde_json::{Value, json};
 
 use crate::{
     api::ApiKey,
-    controller::{RequestError, api_key::act::written, request},
+    controller::{RequestError, api_key::act::written, patch_params, request},
     domain::{
         lifecycle::Held,
         record::{self, Claim, Record, Sealed, Subject},
@@ -90,7 +87,7 @@ async fn write(
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = format!("update Secret {name}");
-    match request(&what, secrets.patch(&name, &PatchParams::default(), &Patch::Merge(body))).await {
+    match request(&what, secrets.patch(&name, &patch_params(), &Patch::Merge(body))).await {
         Ok(_) => Ok(true),
         Err(error) if error.is(|status| status.is_conflict() || status.is_not_found()) => Ok(false),
         Err(error) => Err(error),

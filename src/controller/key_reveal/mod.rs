@@ -3,17 +3,19 @@
 //! Each request is judged by the gates of [`crate::domain::gates`], and granted ones are answered encrypted to the
 //! requester alone. A value that may be seen once is given in three writes, see [`act::take`]: its Secret, the answer,
 //! its Secret again. After a crash between any two of them the same request finds its claim and goes on; every other
-//! request is told who was first.
+//! request is told who was first. If the request is deleted before the third, the answer is removed all the same: by the
+//! sweeper below, or, where the deletion was missed, by whoever finds it ([`orphan`]).
 
 pub mod act;
+pub mod orphan;
 
-use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, future::ready, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, PatchParams, Preconditions},
+    api::{DeleteParams, Preconditions},
     core::Status,
     runtime::{
         applier,
@@ -22,12 +24,14 @@ use kube::{
         watcher::Event,
     },
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     RequestError, api_key,
     api_key::observe::{self, Found},
-    request, status_patch,
+    backoff::Backoff,
+    patch_params, request, status_patch,
 };
 use crate::{
     access::{self, Cluster},
@@ -52,6 +56,9 @@ const MINTING: SignedDuration = SignedDuration::from_secs(15);
 /// When to look again at what changes by itself soon.
 const SOON: Duration = Duration::from_secs(1);
 
+/// How many deleted requests wait to be cleaned up after. Whoever may ask may make many of them.
+const MOST_TO_SWEEP: usize = 10_000;
+
 /// How often an answer looks again when somebody else was faster.
 const ROUNDS: u8 = 5;
 
@@ -62,6 +69,8 @@ pub type Look = Box<dyn Fn(&str, &str) + Send + Sync>;
 pub struct Context {
     /// What the keys themselves are reconciled with.
     pub keys: Arc<api_key::Context>,
+    /// Which requests failed how often. Not that of the keys, which forgets whatever is no key.
+    pub backoff: Arc<Backoff>,
     /// Lets the controller of keys look at one: its status has to say who saw the value.
     pub look: Look,
     /// How long a request lives.
@@ -82,6 +91,32 @@ enum Outcome {
     },
     /// It is too early to say.
     Wait,
+    /// It can't be said, since a request to the API server failed; it is tried again.
+    Retrying(String),
+}
+
+/// A request that was deleted, and may have left its answer in the Secret of its key.
+struct Gone {
+    namespace: String,
+    key: String,
+    uid: String,
+}
+
+impl Gone {
+    /// `None` if it left nothing: it was denied, or its value can be seen more than once.
+    fn of(reveal: &KeyReveal) -> Option<Self> {
+        let status = reveal.status.as_ref();
+        let left_nothing = status.is_some_and(|status| is_answered(status) && status.one_time != Some(true));
+        (!left_nothing).then(|| Self {
+            namespace: reveal.namespace().unwrap_or_default(),
+            key: reveal.spec.api_key_ref.name.clone(),
+            uid: reveal.uid().unwrap_or_default(),
+        })
+    }
+}
+
+fn is_answered(status: &KeyRevealStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == "Granted" && condition.status != "Unknown")
 }
 
 fn denied(reason: &'static str, message: impl Into<String>) -> Outcome {
@@ -93,65 +128,139 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let writer = Writer::<KeyReveal>::default();
     let reveals = writer.as_reader();
     let events = feed::watch::<KeyReveal>(context.keys.client.clone(), |_| {});
+    let (gone, to_sweep) = mpsc::channel(MOST_TO_SWEEP);
+    let forget = {
+        let context = Arc::clone(&context);
+        move |reveal: &KeyReveal| {
+            context.backoff.forget(&reveal.uid().unwrap_or_default());
+            // If there are too many, whoever looks at the Secret next finds the answer.
+            Gone::of(reveal).and_then(|left| gone.try_send(left).ok());
+        }
+    };
     let requests = events
-        .scan(writer, |writer, event| {
-            writer.apply_watcher_event(&event);
+        .scan(writer, move |writer, event| {
+            let store = writer.as_reader();
             let reference = |reveal: &KeyReveal| {
                 ObjectRef::new(&reveal.name_any()).within(reveal.metadata.namespace.as_deref().unwrap_or_default())
             };
+            // A list that starts over does not say what is gone.
+            let before = if matches!(event, Event::InitDone) { store.state() } else { vec![] };
+            writer.apply_watcher_event(&event);
             let due: Vec<ObjectRef<KeyReveal>> = match &event {
                 Event::Apply(reveal) => vec![reference(reveal)],
-                Event::InitDone => writer.as_reader().state().iter().map(|reveal| reference(reveal)).collect(),
-                Event::Init | Event::InitApply(_) | Event::Delete(_) => vec![],
+                Event::InitDone => {
+                    let now = store.state();
+                    let live: HashSet<_> = now.iter().map(|reveal| reveal.metadata.uid.as_deref()).collect();
+                    before
+                        .iter()
+                        .filter(|reveal| !live.contains(&reveal.metadata.uid.as_deref()))
+                        .for_each(|r| forget(r));
+                    now.iter().map(|reveal| reference(reveal)).collect()
+                }
+                Event::Delete(reveal) => {
+                    forget(reveal);
+                    vec![]
+                }
+                Event::Init | Event::InitApply(_) => vec![],
             };
             ready(Some(futures::stream::iter(due)))
         })
         .flatten()
         .map(|reveal| Ok::<_, Infallible>(ReconcileRequest::from(reveal)))
-        .take_until(shutdown.cancelled_owned());
-    applier(
+        .take_until(shutdown.clone().cancelled_owned());
+    let live = reveals.clone();
+    let answering = applier(
         |reveal, context| reconcile(reveal, context).boxed(),
-        |reveal: Arc<KeyReveal>, error: &RequestError, context: Arc<Context>| {
-            let wait = context.keys.backoff.failed(&reveal.uid().unwrap_or_default());
+        move |reveal: Arc<KeyReveal>, error: &RequestError, context: Arc<Context>| {
+            let uid = reveal.uid().unwrap_or_default();
             let (namespace, name) = (reveal.namespace(), reveal.name_any());
+            // One that was deleted meanwhile is not remembered: nothing would make it forgotten.
+            let reference = ObjectRef::new(&name).within(namespace.as_deref().unwrap_or_default());
+            if live.get(&reference).is_none_or(|live| live.uid() != reveal.uid()) {
+                return Action::await_change();
+            }
+            let wait = context.backoff.failed(&uid);
             tracing::warn!(namespace, name, %error, retry_in = ?wait, "a request to see a value could not be answered");
             Action::requeue(wait)
         },
-        context,
+        Arc::clone(&context),
         reveals,
         requests.boxed(),
         controller::Config::default().concurrency(CONCURRENCY),
     )
-    .for_each(|_| ready(()))
-    .await;
+    .for_each(|_| ready(()));
+    let sweeping = shutdown.run_until_cancelled(sweep(to_sweep, &context));
+    futures::join!(answering, sweeping);
 }
 
+/// Removes the answers of requests that were deleted, one at a time. It gives up after some tries: then whoever looks at
+/// the Secret next finds the answer.
+async fn sweep(mut gone: mpsc::Receiver<Gone>, context: &Context) {
+    while let Some(Gone { namespace, key, uid }) = gone.recv().await {
+        for _ in 0..ROUNDS {
+            let Err(error) = tidy(&key, &namespace, &uid, context).await else { break };
+            let wait = context.backoff.failed(&uid);
+            tracing::warn!(namespace, name = key, %error, retry_in = ?wait, "the answer of a deleted request could not be removed");
+            tokio::time::sleep(wait).await;
+        }
+        context.backoff.forget(&uid);
+    }
+}
+
+/// One turn of a request. What went wrong is told in its status, as far as that can be written.
 async fn reconcile(reveal: Arc<KeyReveal>, context: Arc<Context>) -> Result<Action, RequestError> {
+    let error = match step(&reveal, &context).await {
+        Ok(action) => return Ok(action),
+        Err(error) => error,
+    };
+    if reveal.status.as_ref().is_some_and(is_answered) {
+        return Err(error);
+    }
+    let namespace = reveal.namespace().unwrap_or_default();
+    let ends = ends(&reveal, &context);
+    let Some(advice) = error.advice() else {
+        report(&reveal, &namespace, Outcome::Retrying(error.explained()), ends, None, &context).await?;
+        return Err(error);
+    };
+    // It was not carried out, and would be refused again: whoever asked is told, and can ask again.
+    let message = format!("{error}; {advice}, and ask again");
+    report(&reveal, &namespace, denied("RequestRefused", message), ends, None, &context).await?;
+    tracing::warn!(namespace, name = reveal.name_any(), %error, "a request to see a value was denied, since the API server refused to carry it out");
+    Ok(Action::requeue(SOON))
+}
+
+/// When a request is deleted.
+fn ends(reveal: &KeyReveal, context: &Context) -> Timestamp {
+    let created = reveal.creation_timestamp().map_or_else(|| context.keys.clock.now(), |at| at.0);
+    created.checked_add(context.ttl).unwrap_or(Timestamp::MAX)
+}
+
+async fn step(reveal: &KeyReveal, context: &Context) -> Result<Action, RequestError> {
     if reveal.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let now = context.keys.clock.now();
     let namespace = reveal.namespace().unwrap_or_default();
     let created = reveal.creation_timestamp().map_or(now, |at| at.0);
-    let ends = created.checked_add(context.ttl).unwrap_or(Timestamp::MAX);
+    let ends = ends(reveal, context);
     let uid = reveal.uid().unwrap_or_default();
     if ends <= now {
-        context.keys.backoff.forget(&uid);
-        return delete(&reveal, &namespace, &context).await;
+        context.backoff.forget(&uid);
+        return delete(reveal, &namespace, context).await;
     }
-    let answered = reveal.status.as_ref().filter(|status| status.conditions.iter().any(|c| c.type_ == "Granted"));
+    let answered = reveal.status.as_ref().filter(|status| is_answered(status));
     if let Some(status) = answered {
         if status.one_time == Some(true) {
-            tidy(&reveal, &namespace, &uid, &context).await?;
+            tidy(&reveal.spec.api_key_ref.name, &namespace, &uid, context).await?;
         }
-        context.keys.backoff.forget(&uid);
+        context.backoff.forget(&uid);
         let left = Duration::try_from(ends.duration_since(now)).unwrap_or_default();
         return Ok(Action::requeue(left + Duration::from_millis(500)));
     }
     let Some(who) = reveal.spec.requester.clone().map(Arc::new) else {
         let message =
             "the cluster did not say who asks: the mutating webhook of Keywright has to be installed; ask again then";
-        report(&reveal, &namespace, denied("RequesterMissing", message), ends, None, &context).await?;
+        report(reveal, &namespace, denied("RequesterMissing", message), ends, None, context).await?;
         return Ok(Action::requeue(SOON));
     };
     let keys: Api<ApiKey> = Api::namespaced(context.keys.client.clone(), &namespace);
@@ -159,15 +268,15 @@ async fn reconcile(reveal: Arc<KeyReveal>, context: Arc<Context>) -> Result<Acti
     // Asked for and not remembered: what is in memory may be older than the request.
     let Some(key) = request(&format!("get ApiKey {name}"), keys.get_opt(name)).await? else {
         let message = format!("there is no ApiKey {name} in namespace {namespace}: create it, or name another");
-        report(&reveal, &namespace, denied("KeyNotFound", message), ends, None, &context).await?;
+        report(reveal, &namespace, denied("KeyNotFound", message), ends, None, context).await?;
         return Ok(Action::requeue(SOON));
     };
-    let outcome = match judge(&key, &who, &namespace, &context).await? {
+    let outcome = match judge(&key, &who, &namespace, context).await? {
         Some(denial) => denial,
-        None => answer(&reveal, &key, &who, &namespace, created, &context).await?,
+        None => answer(reveal, &key, &who, &namespace, created, context).await?,
     };
     if !matches!(outcome, Outcome::Wait) {
-        report(&reveal, &namespace, outcome, ends, Some((&key, &who)), &context).await?;
+        report(reveal, &namespace, outcome, ends, Some((&key, &who)), context).await?;
     }
     // The answer comes back as an event; this is in case it does not, and for what has to be waited for.
     Ok(Action::requeue(SOON))
@@ -316,10 +425,9 @@ async fn attempt(
     Ok(done.then_some(Outcome::Granted { ciphertext, id, one_time: once }))
 }
 
-/// Takes the answer out of the Secret, now that its request has it.
-async fn tidy(reveal: &KeyReveal, namespace: &str, uid: &str, context: &Context) -> Result<(), RequestError> {
+/// Takes the answer of a request out of the Secret of a key, now that the request has it or is gone.
+async fn tidy(name: &str, namespace: &str, uid: &str, context: &Context) -> Result<(), RequestError> {
     let keys: Api<ApiKey> = Api::namespaced(context.keys.client.clone(), namespace);
-    let name = &reveal.spec.api_key_ref.name;
     for _ in 0..ROUNDS {
         let Some(key) = request(&format!("get ApiKey {name}"), keys.get_opt(name)).await? else { return Ok(()) };
         let found = observe::find(&context.keys.client, &context.keys.sealing, namespace, &key).await?;
@@ -349,9 +457,14 @@ async fn report(
     let condition = |status, reason, message: &str| {
         vec![merge_condition(&[], "Granted", status, reason, message, reveal.metadata.generation, now)]
     };
-    let mut note = None;
+    let (mut note, mut taken) = (None, None);
     let status = match outcome {
         Outcome::Wait => return Ok(()),
+        Outcome::Retrying(message) => KeyRevealStatus {
+            conditions: condition("Unknown", "Retrying", &message),
+            expires_at: Some(Time(ends)),
+            ..KeyRevealStatus::default()
+        },
         Outcome::Denied { reason, message } => {
             tracing::info!(namespace, name, reason, "a request to see a value was denied");
             KeyRevealStatus {
@@ -362,6 +475,12 @@ async fn report(
         }
         Outcome::Granted { ciphertext, id, one_time } => {
             let by = about.map(|(_, who)| who.username.as_str()).unwrap_or_default();
+            taken = one_time.then(|| {
+                format!(
+                    "{id} was taken by {by}, whose KeyReveal {name} was deleted before it was answered: change \
+                     spec.rotation.requestedAt to mint a new value"
+                )
+            });
             note = Some(format!("{id} was revealed to {by} by KeyReveal {name}"));
             let message = format!("status.ciphertext holds the value of {id}, encrypted to spec.recipient");
             KeyRevealStatus {
@@ -373,17 +492,25 @@ async fn report(
             }
         }
     };
+    // Once is enough: each write has the request looked at again at once, and failures would chase each other.
+    let told = reveal.status.as_ref().is_some_and(|old| !old.conditions.is_empty() && !is_answered(old));
+    if told && !is_answered(&status) {
+        return Ok(());
+    }
     let reveals: Api<KeyReveal> = Api::namespaced(context.keys.client.clone(), namespace);
     let patch = status_patch(reveal, reveal.status.as_ref(), &status);
-    match request("update status", reveals.patch_status(&name, &PatchParams::default(), &patch)).await {
+    let mut warning = false;
+    match request("update status", reveals.patch_status(&name, &patch_params(), &patch)).await {
         Ok(_) => {}
-        // Its event is on the way, or it is gone.
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => return Ok(()),
+        // Its event is on the way.
+        Err(error) if error.is(Status::is_conflict) => return Ok(()),
+        // Nobody gets the answer, and a value that can be seen once is gone with it.
+        Err(error) if error.is(Status::is_not_found) => (note, warning) = (taken, true),
         Err(error) => return Err(error),
     }
     if let (Some(message), Some((key, _))) = (note, about) {
         tracing::info!(namespace, name = key.name_any(), reason = "Revealed", "{message}");
-        context.keys.events.note(key, Note { warning: false, reason: "Revealed", message });
+        context.keys.events.note(key, Note { warning, reason: "Revealed", message });
         context.keys.checks.now(&key.uid().unwrap_or_default());
         (context.look)(namespace, &key.name_any());
     }
