@@ -139,6 +139,8 @@ const VALUES: [&[&str]; 9] = [
         "webhook.timeoutSeconds=10",
         "health.port=9090",
         "networkPolicy.apiServerPorts=[6444]",
+        r#"networkPolicy.apiServer=[{"ipBlock": {"cidr": "10.0.0.2/32"}}]"#,
+        r#"networkPolicy.metricsFrom=[{"namespaceSelector": {"matchLabels": {"a": "b"}}}]"#,
     ],
 ];
 
@@ -524,6 +526,39 @@ async fn the_verifier_has_these_rights_and_none_on_secrets() {
         assert_eq!(argument(&[value]), "0s", "{value}");
     }
     assert_eq!(rights_with(&["verifier.enabled=false"]), BTreeSet::new());
+}
+
+/// Each peer that a NetworkPolicy lets in: port and selectors.
+#[tokio::test]
+async fn network_policies_let_in_the_api_server_proxies_and_what_reads_metrics() {
+    let plane = plane().await;
+    let ingress = |values: &[&str], name: &str| {
+        let rendered = documents(&template(plane, values).unwrap());
+        let found = rendered.into_iter().find(|o| o["kind"] == "NetworkPolicy" && o["metadata"]["name"] == name);
+        let spec = found.unwrap()["spec"].take();
+        assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+        spec["ingress"].clone()
+    };
+    let anywhere = |port: &str| json!({"ports": [{"port": port}]});
+    // The kubelet comes from the node of the pod, which is always let in.
+    assert_eq!(ingress(&[], "keywright"), json!([anywhere("webhook")]));
+    assert_eq!(ingress(&[], "keywright-verifier"), json!([anywhere("check")]));
+    let pods = json!({"ports": [{"port": "health"}], "from": [{"namespaceSelector": {}}]});
+    for monitor in ["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"] {
+        assert_eq!(ingress(&[monitor], "keywright"), json!([anywhere("webhook"), pods]));
+        assert_eq!(ingress(&[monitor], "keywright-verifier"), json!([anywhere("check"), pods]));
+    }
+    let (api_server, prometheus) =
+        (json!([{"ipBlock": {"cidr": "10.0.0.2/32"}}]), json!([{"namespaceSelector": {"matchLabels": {"a": "b"}}}]));
+    let values = [
+        &format!("networkPolicy.apiServer={api_server}")[..],
+        &format!("networkPolicy.metricsFrom={prometheus}"),
+        "metrics.podMonitor.enabled=true",
+    ];
+    let expected = json!([
+        {"ports": [{"port": "webhook"}], "from": api_server}, {"ports": [{"port": "health"}], "from": prometheus},
+    ]);
+    assert_eq!(ingress(&values, "keywright"), expected);
 }
 
 /// Selectors can't be changed later, and one that matches too much leads requests to the wrong pods.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use keywright::api::{self, ApiKey};
+use keywright::api::{self, ApiKey, Time};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
@@ -461,8 +461,33 @@ async fn the_verifier_says_when_a_key_was_last_used_and_never_takes_it_back() {
         used(json!(at)).await.unwrap_or_else(|error| panic!("{at}: {error}"));
     }
     // Another replica was faster: the verifier tells it by the code.
-    refused(used(json!("2026-01-03T10:59:59Z")).await, 422, "status.lastUsedAt may move forward only");
-    refused(used(Value::Null).await, 422, "status.lastUsedAt may move forward only");
+    refused(used(json!("2026-01-03T10:59:59Z")).await, 422, "status.lastUsedAt: Invalid value: may move forward only");
+    refused(used(Value::Null).await, 422, "status.lastUsedAt: Invalid value: may move forward only");
+    // Times that clients can't read, and times of the future, which no true time would replace. The last is a matter of
+    // the verifier's clock: it tries again, which it does not after a 422.
+    for at in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z", "2027-01-01t00:00:00Z"] {
+        refused(used(json!(at)).await, 422, "status.lastUsedAt: Invalid value: must be an RFC 3339 time between");
+    }
+    let from_now = |minutes| json!(Timestamp::now() + SignedDuration::from_mins(minutes));
+    for at in [from_now(6), from_now(24 * 60), json!("8999-12-31T23:59:59Z")] {
+        refused(
+            used(at).await,
+            403,
+            "status.lastUsedAt is more than five minutes later than the time of the API server",
+        );
+    }
+    used(from_now(4)).await.expect("clocks differ");
+    // A time that somebody writes into managedFields moves no clock: the API server notes the time of this very change.
+    let all: Api<ApiKey> = Api::namespaced(client.clone(), &team);
+    let mut forged = all.get("used").await.unwrap();
+    for entry in forged.metadata.managed_fields.iter_mut().flatten() {
+        entry.time = Some(Time("8999-12-31T23:59:59Z".parse().unwrap()));
+    }
+    forged.labels_mut().insert("a".to_owned(), "b".to_owned());
+    let forged = all.replace("used", &PostParams::default(), &forged).await.unwrap();
+    let times = forged.metadata.managed_fields.iter().flatten().filter_map(|entry| entry.time.as_ref());
+    assert!(times.filter(|time| time.0.to_string().starts_with("8999")).count() > 1, "{:?}", forged.metadata);
+    refused(used(from_now(60)).await, 403, "status.lastUsedAt is more than five minutes later");
     let before = Api::<ApiKey>::namespaced(client.clone(), &team).get("used").await.unwrap();
     let gone = Patch::Merge(json!({"status": null}));
     refused(keys.patch_status("used", &params, &gone).await, 403, "may write status.lastUsedAt and nothing else");

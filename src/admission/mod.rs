@@ -4,6 +4,7 @@
 //! They have no effect, so they are safe for dry runs. They see nothing but this project's own kinds, never Secrets.
 //! Everything is read from memory, except whether somebody holds the rights that are being put into a key.
 
+mod pasted;
 mod rules;
 pub mod self_check;
 mod stamp;
@@ -28,6 +29,7 @@ use kube::{
     runtime::reflector::Store,
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use self::rules::Decision;
 use crate::{
@@ -142,6 +144,9 @@ async fn stamp(body: Bytes) -> Response {
         Ok(request) => request,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
     };
+    if let Some(refusal) = pasted::refuse(&request, &body) {
+        return Json(refusal.into_review()).into_response();
+    }
     let response = AdmissionResponse::from(&request);
     match response.with_patch(stamp::patch(&request)) {
         Ok(response) => Json(response.into_review()).into_response(),
@@ -154,8 +159,22 @@ where
     K: Resource + DeserializeOwned,
 {
     let review: AdmissionReview<K> = serde_json::from_slice(body)
+        .or_else(|_| serde_json::from_value(without_times(body)?))
         .map_err(|error| format!("the object can't be read by this version of Keywright: {error}"))?;
     review.try_into().map_err(|_| "the review has no request".to_owned())
+}
+
+/// The review without the times in managedFields, which anybody who changes an object can write and which this program can't
+/// represent all. An object that was stored with such a time can still be changed; a policy of the chart refuses new ones.
+fn without_times(body: &[u8]) -> serde_json::Result<Value> {
+    let mut review: Value = serde_json::from_slice(body)?;
+    for object in ["/request/object", "/request/oldObject"] {
+        let entries = review.pointer_mut(&format!("{object}/metadata/managedFields")).and_then(Value::as_array_mut);
+        for entry in entries.into_iter().flatten().filter_map(Value::as_object_mut) {
+            entry.remove("time");
+        }
+    }
+    Ok(review)
 }
 
 fn answer<K>(request: &AdmissionRequest<K>, decision: Decision) -> (AdmissionResponse, Decision)

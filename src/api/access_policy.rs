@@ -71,7 +71,7 @@ pub enum AccessMode {
 #[serde(rename_all = "camelCase")]
 pub struct AccessRule {
     /// The groups that this rule covers, as the cluster authenticates them.
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(256)))]
     pub groups: Vec<String>,
     /// Access to the keys.
     pub access: AccessLevel,

@@ -97,6 +97,7 @@ pub struct ApiKeySpec {
     /// The recognizable name of the key, shown in lists. Free text; absent means the object's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub display_name: Option<String>,
 
     /// The kind of key. Personal: one user's, for tests and experiments, not for production. SendYourData:
@@ -110,20 +111,23 @@ pub struct ApiKeySpec {
     /// key, not allowed on others. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
-    #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("user is immutable: delete this ApiKey and create another"))]
+    #[x_kube(
+        validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE),
+        validation = Rule::new("self == oldSelf")
+            .message("user is immutable: delete this ApiKey and create another"),
+    )]
     pub user: Option<String>,
 
     /// Role presets: named groups of permissions from the PermissionCatalogs of the cluster. Upper and lower case
     /// are the same. A preset marked standalone (RUM) may not be combined with anything else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(128)))]
     pub presets: Vec<String>,
 
     /// Individual permissions, written resource:Action, from the PermissionCatalogs of the cluster. Upper and
     /// lower case are the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 512), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 512), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(128)))]
     pub permissions: Vec<String>,
 
     /// Whether the key may be used. Absent means true. false refuses the key at once and keeps its value, so that
@@ -146,8 +150,11 @@ pub struct ApiKeySpec {
     /// moved: an expired key works again, with the same value, once this lies in the future.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
-    #[x_kube(validation = Rule::new(RFC3339_RULE)
-        .message("must be an RFC 3339 time such as 2027-06-01T00:00:00Z"))]
+    #[x_kube(
+        validation = Rule::new(TIME_RULE).message("must be an RFC 3339 time such as 2027-06-01T00:00:00Z"),
+        validation = Rule::new(TIME_CASE_RULE).message("must have T and Z in upper case, as in 2027-06-01T00:00:00Z"),
+        validation = Rule::new(LEAP_SECOND_RULE).message("must not have 60 seconds, since leap seconds are not supported"),
+    )]
     pub expires_at: Option<String>,
 
     /// When the value is replaced by a new one. Absent means never.
@@ -159,9 +166,16 @@ pub struct ApiKeySpec {
     pub secret: Option<SecretTemplate>,
 }
 
-/// RFC 3339, section 5.6 (`date-time`), without leap seconds. That the day exists in its month is checked by
-/// [`crate::domain::validate`].
-const RFC3339_RULE: &str = r"self.matches('^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')";
+/// A CEL test for RFC 3339, section 5.6 (`date-time`), also in lower case and with leap seconds, for which there are rules
+/// of their own. That the day exists in its month is checked by [`crate::domain::validate`].
+macro_rules! is_time {
+    () => {
+        "self.matches('(?i)^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')"
+    };
+}
+const TIME_RULE: &str = is_time!();
+const TIME_CASE_RULE: &str = concat!("!", is_time!(), " || !self.matches('[tz]')");
+const LEAP_SECOND_RULE: &str = concat!("!", is_time!(), " || !self.contains(':60')");
 
 // Seed, "Types of API keys".
 /// The kind of a key.
@@ -192,10 +206,11 @@ pub enum LegacyKind {
 }
 
 /// Names an AccessPolicy in the same namespace.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct AccessPolicyRef {
     /// The name of the AccessPolicy.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 }
 
@@ -231,8 +246,11 @@ pub struct Rotation {
     /// value never does, so it can stay in Git.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
-    #[x_kube(validation = Rule::new(RFC3339_RULE)
-        .message("must be an RFC 3339 time such as 2026-11-23T10:00:00Z"))]
+    #[x_kube(
+        validation = Rule::new(TIME_RULE).message("must be an RFC 3339 time such as 2026-11-23T10:00:00Z"),
+        validation = Rule::new(TIME_CASE_RULE).message("must have T and Z in upper case, as in 2026-11-23T10:00:00Z"),
+        validation = Rule::new(LEAP_SECOND_RULE).message("must not have 60 seconds, since leap seconds are not supported"),
+    )]
     pub requested_at: Option<String>,
 }
 

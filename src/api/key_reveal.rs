@@ -47,10 +47,11 @@ pub struct KeyRevealSpec {
 }
 
 /// Names an ApiKey in the same namespace.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct ApiKeyRef {
     /// The name of the ApiKey.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 }
 

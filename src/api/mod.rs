@@ -41,6 +41,29 @@ pub const RESTORED_BY_ANNOTATION: &str = "keywright.dev/restored-by";
 /// authenticate: `sha256:` and 64 lower case hex digits. Adding or changing it needs the right to restore keys; whoever
 /// may change the key may remove it.
 pub const ACCEPT_SECRET_ANNOTATION: &str = "keywright.dev/accept-secret";
+/// A CEL rule for texts that are shown in one line: control characters, line ends and characters that change the direction
+/// of text could make a line look like another. The API server leaves alone what was stored before the rule.
+const LINE_RULE: &str = r"!self.matches(r'[\p{Cc}\x{61C}\x{200E}\x{200F}\x{2028}-\x{202E}\x{2066}-\x{2069}]')";
+
+/// The message of [`LINE_RULE`].
+const LINE_MESSAGE: &str =
+    "must not have control characters, line ends or characters that change the direction of text";
+
+/// As [`LINE_RULE`], for a text of several lines.
+const TEXT_RULE: &str = r"!self.matches(r'[\x{0}-\x{9}\x{B}-\x{1F}\x{7F}-\x{9F}\x{61C}\x{200E}\x{200F}\x{2028}-\x{202E}\x{2066}-\x{2069}]')";
+
+/// The message of [`TEXT_RULE`].
+const TEXT_MESSAGE: &str =
+    "must not have control characters other than line feeds, nor characters that change the direction of text";
+
+/// [`LINE_RULE`] as a pattern, for lists in lists: the API server allows no CEL rule on so many texts.
+const LINE_PATTERN: &str = r"^[^\p{Cc}\x{61C}\x{200E}\x{200F}\x{2028}-\x{202E}\x{2066}-\x{2069}]*$";
+
+/// The schema of an entry of a list of names.
+fn name_item(longest: u32) -> serde_json::Value {
+    let rules = serde_json::json!([{"rule": LINE_RULE, "message": LINE_MESSAGE}]);
+    serde_json::json!({"type": "string", "minLength": 1, "maxLength": longest, "x-kubernetes-validations": rules})
+}
 
 /// Who created an object, as the cluster stamped it.
 #[must_use]

@@ -31,6 +31,7 @@ pub struct PermissionCatalogSpec {
     /// What this catalogue describes and where its facts come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
+    #[x_kube(validation = Rule::new(super::TEXT_RULE).message(super::TEXT_MESSAGE))]
     pub description: Option<String>,
 
     /// The permissions.
@@ -103,11 +104,13 @@ pub struct CatalogPermission {
     /// What it allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
     /// The group under which it is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub group: Option<String>,
 
     /// The number that the described system gives it.
@@ -134,7 +137,7 @@ pub struct CatalogPermission {
 
     /// The sources for it, for its roles included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 512)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 16), inner(length(max = 512), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub sources: Vec<String>,
 }
 
@@ -149,6 +152,7 @@ pub struct CatalogPreset {
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
     /// Whether a key that has this preset may have nothing else. Absent means false.
@@ -157,7 +161,7 @@ pub struct CatalogPreset {
 
     /// What a key with this preset may do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
     /// How well the list of permissions is known.
@@ -172,27 +176,28 @@ pub struct CatalogPreset {
 
     /// Those of permissions that are inferred, where evidence is Mixed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub inferred: Vec<String>,
 
     /// Permissions that may belong here and are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub uncertain: Vec<String>,
 
     /// Permissions that the described system gives to people under this preset, and not to keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub people_permissions: Vec<String>,
 
     /// What else to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub note: Option<String>,
 
     /// The sources for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 512)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 16), inner(length(max = 512), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub sources: Vec<String>,
 }
 
@@ -202,11 +207,13 @@ pub struct CatalogPreset {
 pub struct CatalogRole {
     /// The name.
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
     /// How well it is known, where that differs from what the two lists below say.
@@ -216,12 +223,12 @@ pub struct CatalogRole {
 
     /// Permissions that a source states for this role.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 2000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 2000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub documented_permissions: Vec<String>,
 
     /// Permissions that are guessed for this role from names and groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 2000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 2000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub inferred_permissions: Vec<String>,
 }
 
@@ -231,11 +238,12 @@ pub struct CatalogRole {
 pub struct LegacyRole {
     /// The name.
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 
     /// What a legacy key with this role may do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
     /// The kind of legacy key that has this role.
@@ -246,6 +254,7 @@ pub struct LegacyRole {
     /// The legacy key that has this role, in the words of the described system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
+    #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub legacy_key: Option<String>,
 
     /// How well the pairing of key and role is known.

@@ -45,7 +45,7 @@ pub struct SecuritySettingsSpec {
 
     /// Groups whose members see only part of the data, and so may neither create nor view Team keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(256)))]
     pub data_scoped_groups: Vec<String>,
 }
 

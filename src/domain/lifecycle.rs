@@ -11,7 +11,7 @@ use super::{
     duration,
     key::Digest,
     record::{Entry, Previous, Record, Sealed, Subject},
-    sealing,
+    sealing, time,
     validate::Verdict,
 };
 use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, RESTORED_BY_ANNOTATION, SecuritySettingsSpec, Token};
@@ -46,7 +46,7 @@ impl Schedule {
         };
         Self {
             active: spec.active.unwrap_or(true),
-            expires_at: spec.expires_at.as_deref().map(|text| text.parse().unwrap_or(Timestamp::MIN)),
+            expires_at: spec.expires_at.as_deref().map(|text| time::parse(text).unwrap_or(Timestamp::MIN)),
             every: every.map(signed),
             overlap: signed(overlap),
             requested_at: rotation.and_then(|r| r.requested_at.clone()),
@@ -77,8 +77,8 @@ impl Schedule {
     /// request: an older manifest that Git, self-heal or a revert brings back never rotates. A time in the future is
     /// a request for that time.
     fn request(&self, handled: Option<&str>) -> Option<Timestamp> {
-        let requested: Timestamp = self.requested_at.as_deref()?.parse().ok()?;
-        let handled = handled.and_then(|text| text.parse::<Timestamp>().ok());
+        let requested = time::parse(self.requested_at.as_deref()?)?;
+        let handled = handled.and_then(time::parse);
         handled.is_none_or(|handled| handled < requested).then_some(requested)
     }
 

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{catalog::Catalog, duration};
+use super::{catalog::Catalog, duration, time};
 use crate::api::{ApiKeySpec, Evidence, KeyType, LegacyKind, Limits};
 
 /// Which rule a spec breaks. The name is the reason in conditions and the label in metrics.
@@ -157,7 +157,7 @@ pub fn admit(
     let Verdict { mut problems, warnings, .. } = check(new, catalog);
     if let Some(text) = &new.expires_at
         && old.and_then(|old| old.expires_at.as_ref()) != Some(text)
-        && text.parse::<Timestamp>().is_ok_and(|expiry| expiry <= terms.now)
+        && time::parse(text).is_some_and(|expiry| expiry <= terms.now)
     {
         problems.push(Problem::new(
             Rule::ExpiryInPast,
@@ -215,7 +215,7 @@ fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem
             let created = terms.created_at.unwrap_or(terms.now);
             // Where the limit lies beyond all times, nothing is too late.
             let last = created.checked_add(longest).ok();
-            if let (Ok(expiry), Some(last)) = (text.parse::<Timestamp>(), last)
+            if let (Some(expiry), Some(last)) = (time::parse(text), last)
                 && expiry > last
             {
                 problems.push(Problem::new(
@@ -401,7 +401,7 @@ fn check_times(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
     ];
     for (field, text) in times {
         if let Some(text) = text
-            && text.parse::<Timestamp>().is_err()
+            && time::parse(text).is_none()
         {
             problems.push(Problem::new(
                 Rule::InvalidTime,

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod secrets;
 mod webhook;
 
 use webhook::{Asking, FIFTY};
@@ -66,6 +67,11 @@ async fn main() -> Result<()> {
     let plane = ControlPlane::start(&support::kubernetes_version()).await?;
     let release = Release::install(&plane, &[]).await?;
     let bench = Bench::new(&plane, &release).await?;
+    secrets::measure(&plane, &bench.admin, &namespace(0)).await?;
+    // Only that, for a quick look.
+    if std::env::args().any(|arg| arg == "secrets") {
+        return Ok(());
+    }
     bench.rights().await?;
     let mut rows = vec![];
     for n in sizes {

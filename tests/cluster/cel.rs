@@ -132,7 +132,9 @@ use Bound::{Entries, Fewest, Items, Longest, Names, Pattern, Required, Set, Shor
 const NAME: &[Bound] = &[Required, Shortest(1), Longest(128)];
 const LEVELS: Bound = Words(&["NoAccess", "Read", "Manage"]);
 const EVIDENCE: &[Bound] = &[Words(&["Documented", "Inferred", "Mixed", "Unknown"])];
-const PERMISSION_ITEM: &[Bound] = &[Shortest(3), Longest(128)];
+/// Texts of one line, where there are too many for a rule of CEL.
+const LINE: &str = r"^[^\p{Cc}\x{61C}\x{200E}\x{200F}\x{2028}-\x{202E}\x{2066}-\x{2069}]*$";
+const PERMISSION_ITEM: &[Bound] = &[Shortest(3), Longest(128), Pattern(LINE)];
 
 /// Kind, field of the spec, bounds.
 const BOUNDS: &[(&str, &str, &[Bound])] = &[
@@ -187,7 +189,7 @@ const BOUNDS: &[(&str, &str, &[Bound])] = &[
     ("PermissionCatalog", "permissions[].levels[]", &[Words(&["Team", "Organization"])]),
     ("PermissionCatalog", "permissions[].rolesEvidence", EVIDENCE),
     ("PermissionCatalog", "permissions[].sources", &[Items(16)]),
-    ("PermissionCatalog", "permissions[].sources[]", &[Longest(512)]),
+    ("PermissionCatalog", "permissions[].sources[]", &[Longest(512), Pattern(LINE)]),
     ("PermissionCatalog", "presets", &[Items(500), Names]),
     (
         "PermissionCatalog",
@@ -207,7 +209,7 @@ const BOUNDS: &[(&str, &str, &[Bound])] = &[
     ("PermissionCatalog", "presets[].peoplePermissions[]", PERMISSION_ITEM),
     ("PermissionCatalog", "presets[].note", &[Longest(1024)]),
     ("PermissionCatalog", "presets[].sources", &[Items(16)]),
-    ("PermissionCatalog", "presets[].sources[]", &[Longest(512)]),
+    ("PermissionCatalog", "presets[].sources[]", &[Longest(512), Pattern(LINE)]),
     ("PermissionCatalog", "roles", &[Items(100), Names]),
     ("PermissionCatalog", "roles[].name", NAME),
     ("PermissionCatalog", "roles[].description", &[Longest(512)]),
@@ -327,6 +329,11 @@ fn probe(kind: &str, field: &str, bound: Bound) -> (Value, String, Value) {
             let text = format!("{path}: Unsupported value: \"Other\": supported values: {}", known.join(", "));
             (json!("Other"), text, json!(words[0]))
         }
+        Pattern(LINE) => (
+            json!("a:A\u{202e}"),
+            format!("{path}: Invalid value: {path} in body should match '{LINE}'"),
+            json!("a:\u{e9} \u{200d}"),
+        ),
         Pattern(pattern) => (
             json!("_a:A"),
             format!("{path}: Invalid value: {path} in body should match '{pattern}'"),
@@ -479,6 +486,12 @@ const EMPTY: &str = "spec: Invalid value: a key needs at least one entry in pres
 const NO_TIME: &str = "spec.expiresAt: Invalid value: must be an RFC 3339 time such as 2027-06-01T00:00:00Z";
 const NO_REQUEST: &str =
     "spec.rotation.requestedAt: Invalid value: must be an RFC 3339 time such as 2026-11-23T10:00:00Z";
+const SMALL: &str = "spec.expiresAt: Invalid value: must have T and Z in upper case, as in 2027-06-01T00:00:00Z";
+const SMALL_REQUEST: &str =
+    "spec.rotation.requestedAt: Invalid value: must have T and Z in upper case, as in 2026-11-23T10:00:00Z";
+const LEAP: &str = "spec.expiresAt: Invalid value: must not have 60 seconds, since leap seconds are not supported";
+const LEAP_REQUEST: &str =
+    "spec.rotation.requestedAt: Invalid value: must not have 60 seconds, since leap seconds are not supported";
 const NO_EVERY: &str = "spec.rotation.every: Invalid value: must be a duration such as 720h, 90m or 1h30m";
 const NO_OVERLAP: &str = "spec.rotation.overlap: Invalid value: must be a duration such as 24h, 30m or 0s";
 const TOO_OFTEN: &str = "spec.rotation.every: Invalid value: must be at least 1m";
@@ -650,6 +663,9 @@ fn creates() -> Vec<Create> {
         "2099-02-28T12:00:00.5Z",
         "2099-06-01T00:00:00.123456789+14:00",
         "2099-06-01T00:00:00-23:59",
+        // Later than the last time that the operator can represent.
+        "9999-12-30T22:00:01Z",
+        "9999-12-31T23:59:59Z",
     ] {
         cases.push(key("expiresAt", json!(good), Accepted));
         cases.push(key("rotation", json!({"requestedAt": good}), Accepted));
@@ -660,8 +676,6 @@ fn creates() -> Vec<Create> {
         "2099-06-01",
         "2099-06-01T00:00:00",
         "2099-06-01 00:00:00Z",
-        "2099-06-01t00:00:00Z",
-        "2099-06-01T00:00:00z",
         "2099-06-01T00:00Z",
         "99-06-01T00:00:00Z",
         "2099-00-01T00:00:00Z",
@@ -670,7 +684,6 @@ fn creates() -> Vec<Create> {
         "2099-06-32T00:00:00Z",
         "2099-06-01T24:00:00Z",
         "2099-06-01T00:60:00Z",
-        "2099-06-01T00:00:60Z",
         "2099-06-01T00:00:00+24:00",
         "2099-06-01T00:00:00+0200",
         "2099-06-01T00:00:00.Z",
@@ -682,6 +695,15 @@ fn creates() -> Vec<Create> {
         cases.push(key("expiresAt", json!(bad), Refused(NO_TIME)));
         cases.push(key("rotation", json!({"requestedAt": bad}), Refused(NO_REQUEST)));
     }
+    for small in ["2099-06-01t00:00:00Z", "2099-06-01T00:00:00z", "2099-06-01t00:00:00.5+01:00"] {
+        cases.push(key("expiresAt", json!(small), Refused(SMALL)));
+        cases.push(key("rotation", json!({"requestedAt": small}), Refused(SMALL_REQUEST)));
+    }
+    for leap in ["2099-06-30T23:59:60Z", "2099-06-30T23:59:60.5+01:00"] {
+        cases.push(key("expiresAt", json!(leap), Refused(LEAP)));
+        cases.push(key("rotation", json!({"requestedAt": leap}), Refused(LEAP_REQUEST)));
+    }
+    cases.extend(lines());
     for (kind, right) in [
         ("AlertsRulesTags", "Personal"),
         ("LogsQuery", "Personal"),
@@ -740,6 +762,80 @@ fn creates() -> Vec<Create> {
     cases
 }
 
+/// Texts that would be shown as other text, or as several lines, in each field that takes free text or names.
+fn lines() -> Vec<Create> {
+    macro_rules! line {
+        ($field:literal) => {
+            Refused(concat!(
+                $field,
+                ": Invalid value: must not have control characters, line ends or characters that change the direction of text"
+            ))
+        };
+    }
+    let mut cases = vec![
+        key("displayName", json!("\u{1f469}\u{200d}\u{1f4bb} caf\u{e9} \u{5d0}\u{5d1}"), Accepted),
+        of("PermissionCatalog", json!({"description": "one line\nand another"}), Accepted),
+        of(
+            "PermissionCatalog",
+            json!({"description": "one line\rand another"}),
+            Refused(
+                "spec.description: Invalid value: must not have control characters other than line feeds, nor characters that change the direction of text",
+            ),
+        ),
+    ];
+    for bad in [
+        "a\nb",
+        "a\rb",
+        "a\n",
+        "a\tb",
+        "\u{0}",
+        "\u{1b}[1m",
+        "\u{7f}",
+        "\u{85}",
+        "\u{61c}",
+        "\u{200e}",
+        "\u{200f}",
+        "\u{2028}",
+        "\u{2029}",
+        "a\u{202a}b",
+        "a\u{202e}b",
+        "a\u{2066}b",
+        "a\u{2069}b",
+    ] {
+        cases.push(key("displayName", json!(bad), line!("spec.displayName")));
+        let personal = json!({"type": "Personal", "user": bad, "presets": ["Alerts"]});
+        cases.push(of("ApiKey", personal, line!("spec.user")));
+        cases.push(key("presets", json!([bad]), line!("spec.presets[0]")));
+        cases.push(key("permissions", json!([bad]), line!("spec.permissions[0]")));
+        cases.push(key("accessPolicyRef", json!({"name": bad}), line!("spec.accessPolicyRef.name")));
+        let rules = json!([{"groups": ["sre", bad], "access": "Read"}]);
+        let policy = json!({"mode": "Advanced", "generalAccess": "Read", "rules": rules});
+        cases.push(of("AccessPolicy", policy, line!("spec.rules[0].groups[1]")));
+        cases.push(of("SecuritySettings", json!({"dataScopedGroups": [bad]}), line!("spec.dataScopedGroups[0]")));
+        let reveal = json!({"apiKeyRef": {"name": bad}, "recipient": "age1a"});
+        cases.push(of("KeyReveal", reveal, line!("spec.apiKeyRef.name")));
+        let catalog = |list: &str, field: &str, expected| {
+            let mut entry = json!({"name": "a:A"});
+            if list == "presets" {
+                entry["name"] = json!("a");
+            }
+            entry[field] = json!(bad);
+            of("PermissionCatalog", json!({list: [entry]}), expected)
+        };
+        cases.extend([
+            catalog("permissions", "description", line!("spec.permissions[0].description")),
+            catalog("permissions", "group", line!("spec.permissions[0].group")),
+            catalog("presets", "description", line!("spec.presets[0].description")),
+            catalog("presets", "note", line!("spec.presets[0].note")),
+            catalog("roles", "name", line!("spec.roles[0].name")),
+            catalog("roles", "description", line!("spec.roles[0].description")),
+            catalog("legacyRoles", "name", line!("spec.legacyRoles[0].name")),
+            catalog("legacyRoles", "legacyKey", line!("spec.legacyRoles[0].legacyKey")),
+        ]);
+    }
+    cases
+}
+
 #[tokio::test]
 async fn the_apiserver_says_what_is_wrong_with_an_object_and_accepts_its_neighbour() {
     let team = Team::new().await;
@@ -771,6 +867,29 @@ async fn the_largest_key_is_minted() {
     assert_eq!(key["status"]["permissions"], json!(permissions));
     assert_eq!(key["status"]["presets"], json!(presets));
     team.kubectl(&["delete", "permissioncatalog/cel-largest"]);
+}
+
+/// The operator can represent times until a day before that.
+#[tokio::test]
+async fn a_key_that_expires_at_the_last_time_of_rfc_3339_works_until_then() {
+    let team = Team::new().await;
+    let last = "9999-12-31T23:59:59Z";
+    let rotation = json!({"requestedAt": "9999-12-31T00:00:00+01:00", "overlap": "0s"});
+    for (name, rotation) in [("last", Value::Null), ("last-rotation", rotation)] {
+        let mut spec = json!({"type": "Team", "presets": ["Alerts"], "expiresAt": last});
+        if !rotation.is_null() {
+            spec["rotation"] = rotation;
+        }
+        team.apply(&api_key(name, &spec));
+        let key = team.until_condition(&format!("apikey/{name}"), "Ready", "True", "Active").await;
+        assert_eq!(key["spec"]["expiresAt"], last);
+        assert_eq!(key["status"]["state"], "Active");
+        let expiry = key["status"]["tokens"][0]["expiresAt"].as_str().unwrap();
+        assert!(expiry.starts_with("9999-12-30T22:00:00"), "{expiry}");
+    }
+    // Both are read back: by kubectl, and by the operator that goes on with its work.
+    team.kubectl(&["patch", "apikey/last", "--type=merge", "-p", r#"{"spec": {"active": false}}"#]);
+    team.until("apikey/last", "Inactive", |key| key["status"]["state"] == "Inactive").await;
 }
 
 // --- What may change -------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ mod catalog;
 mod cel;
 mod examples;
 mod explain;
+mod pasted;
+mod secrets;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

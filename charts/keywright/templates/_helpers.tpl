@@ -204,3 +204,52 @@ those who run the control plane.
     !(request.userInfo.username in ['system:serviceaccount:kube-system:generic-garbage-collector',
     'system:serviceaccount:kube-system:namespace-controller', 'system:kube-controller-manager'])
 {{- end }}
+
+{{/*
+A validation for every object that Keywright reads. The API server takes times in managedFields from an update as they are,
+also such as 9999-12-31T23:59:59-14:00, which it then stores as a time of the year 10000. Clients that can't represent such
+a time can't read the object, and with it no list that has it. Times that were there before are left to the one who wrote
+them, so that the object can still be changed.
+*/}}
+{{- define "keywright.readableTimes" -}}
+- expression: >-
+    !has(object.metadata.managedFields) || object.metadata.managedFields.all(entry, !has(entry.time) ||
+    string(entry.time).matches('^(19[7-9][0-9]|[2-8][0-9]{3})-') ||
+    request.operation == 'UPDATE' && has(oldObject.metadata.managedFields) &&
+    oldObject.metadata.managedFields.exists(old, has(old.time) && old.time == entry.time))
+  reason: Invalid
+  message: "metadata.managedFields: Invalid value: the time of each entry must be between the years 1970 and 8999"
+{{- end }}
+
+{{/*
+Who may connect to the health port: what reads the metrics. The kubelet, which probes, needs no rule, since Kubernetes
+always allows connections from the node of a pod.
+*/}}
+{{- define "keywright.metricsIngress" -}}
+{{- if or .Values.networkPolicy.metricsFrom .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled -}}
+# What reads the metrics.
+- ports:
+    - port: health
+  from:
+    {{- toYaml (default (list (dict "namespaceSelector" dict)) .Values.networkPolicy.metricsFrom) | nindent 4 }}
+{{- end }}
+{{- end }}
+
+{{/* What pods connect to. */}}
+{{- define "keywright.egress" -}}
+# The API server.
+- ports:
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - port: {{ . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+# DNS, of which clusters have different kinds: pods, a cache on each node, a server outside.
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end }}
