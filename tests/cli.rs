@@ -10,9 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use keywright::api::{ApiKey, KeyType};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, body::Bytes};
+use hyper_util::{client::legacy, rt::TokioExecutor};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
+use keywright::api::{ACCEPT_SECRET_ANNOTATION, ApiKey, KeyReveal, KeyType};
 use keywright::domain::key::Key;
-use kube::api::Api;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
 use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use support::keys::{self, looks_like_a_value, settled};
@@ -374,6 +380,178 @@ async fn a_reveal_that_is_refused_leaves_nothing() {
     assert_eq!((denied.code, denied.out.as_str()), (1, ""), "{denied:?}");
     assert!(!file.exists());
     assert_eq!(team.run(&["reveal", "checkout", "--timeout", "soon"]).code, 2);
+}
+
+/// An object as a store may hold it from before a rule was there: no admission sees it.
+async fn store(etcd: &str, namespace: &str, name: &str, object: &Value) {
+    let key = keys::base64(&format!("/registry/keywright.dev/apikeys/{namespace}/{name}"));
+    let body = json!({"key": key, "value": keys::base64(&object.to_string())}).to_string();
+    let client = legacy::Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = Request::post(format!("{etcd}/v3/kv/put")).body(Full::from(body)).unwrap();
+    let response = client.request(request).await.unwrap();
+    let status = response.status();
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(status.is_success(), "etcd: {}", String::from_utf8_lossy(&text));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_display_name_cannot_forge_a_row_of_a_list() {
+    let team = Team::new().await;
+    let honest = team.mint("honest", &alerts()).await;
+    let forged = "x\u{1b}[1A\r\nother      Paid for by accounting   Team   admin\u{202e}\u{200b}";
+    let object = json!({
+        "apiVersion": "keywright.dev/v1alpha1", "kind": "ApiKey",
+        "metadata": {"name": "forged", "namespace": team.namespace, "uid": "0d4b1b7e-0000-4000-8000-000000000001",
+            "creationTimestamp": "2026-11-25T10:00:00Z", "generation": 1,
+            "annotations": {"keywright.dev/creator": "mallory\nalice   User"}},
+        "spec": {"type": "Personal", "user": "mallory\u{2066}\nbob", "displayName": forged, "presets": ["Alerts"]},
+    });
+    store(team.shared.plane.etcd(), &team.namespace, "forged", &object).await;
+    team.until("forged", |key| key.status.is_some()).await;
+
+    let harmless =
+        |text: &str| text.chars().all(|c| c == '\n' || !(c.is_control() || "\u{202e}\u{200b}\u{2066}".contains(c)));
+    let list = team.ok(&["list"]);
+    assert!(harmless(&list), "{list:?}");
+    let names: Vec<_> = list.lines().skip(1).map(|line| line.split("   ").next().unwrap()).collect();
+    assert_eq!(names, ["forged", "honest"], "{list}");
+    assert!(list.contains(r"x\u{1b}[1A\r\nother \u{20}"), "{list}");
+    let columns = |line: &str| line.split("   ").filter(|cell| !cell.trim().is_empty()).count();
+    let counts: Vec<_> = list.lines().map(columns).collect();
+    assert_eq!(counts, [7, 7, 7], "no cell is two: {list}");
+    let described = team.ok(&["describe", "forged"]);
+    assert!(harmless(&described) && described.contains(r"mallory\u{2066}\nbob"), "{described:?}");
+    assert!(described.contains(r"mallory\nalice"), "{described}");
+    for form in ["json", "yaml"] {
+        let text = team.ok(&["list", "-o", form]);
+        assert!(harmless(&text), "{text:?}");
+        let parsed: Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(parsed["items"][0]["spec"]["displayName"], forged, "and nothing is lost");
+    }
+    let found = team.run(&["revoke", "--id", &id(&honest), "--dry-run"]);
+    assert_eq!(found.code, 0, "{found:?}");
+    let plan = team.run(&["explain", "mallory\nview: yes", "forged"]);
+    assert!(harmless(&plan.out) && plan.out.starts_with(r"mallory\nview: yes on "), "{plan:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_the_longest_name_has_its_events_and_is_revealed() {
+    let team = Team::new().await;
+    let events: Api<Event> = Api::namespaced(team.client.clone(), &team.namespace);
+    for length in [236, 237, 253] {
+        let name = format!("{}-{length}", "k".repeat(length - 4));
+        let mut spec = alerts();
+        spec["secret"] = json!({"name": format!("secret-{length}")});
+        let key = team.mint(&name, &spec).await;
+        eventually("the Event", PATIENCE, async || {
+            let events = events.list(&ListParams::default()).await?.items;
+            let of_key = |event: &&Event| event.regarding.as_ref().is_some_and(|object| object.uid == key.metadata.uid);
+            let event = events.iter().find(of_key).context("none")?;
+            ensure!(event.reason.as_deref() == Some("Minted"), "{:?}", event.reason);
+            ensure!(event.regarding.as_ref().unwrap().name.as_ref() == Some(&name), "its name is cut");
+            Ok(())
+        })
+        .await;
+        let described = team.kubectl(&["describe", "apikey", &name], "");
+        assert!(described.out.contains("Minted"), "{described:?}");
+        let value = team.ok(&["reveal", &name]);
+        assert_eq!(keys::sha256(value.trim_end()), key.status.unwrap().tokens[0].sha256);
+    }
+    let left = Api::<KeyReveal>::namespaced(team.client.clone(), &team.namespace).list(&ListParams::default()).await;
+    assert!(left.unwrap().items.is_empty(), "requests that were answered are deleted");
+}
+
+/// Lets alice do these things in a namespace.
+fn allow(team: &Team, name: &str, group: &str, resource: &str, verbs: &[&str]) {
+    team.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name},
+            "rules": [{"apiGroups": [group], "resources": [resource], "verbs": verbs}]},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "alice"}]},
+    ]}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_accepted_by_whoever_may_restore_keys_and_by_its_digest() {
+    let (team, alice) = alice().await;
+    let value = Key::mint(KeyType::Team, &mut SysRng).unwrap();
+    let sha256 = keys::sha256(value.expose());
+    // It came from somewhere, and nothing in it says from where.
+    team.apply(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "restored-secret"}, "type": keys::SECRET_TYPE,
+        "stringData": {"key-value": value.expose()},
+    }));
+    keys::apply(&team.client, &team.namespace, "restored", &alerts()).await.unwrap();
+    team.until("restored", |key| keys::condition(key, "Ready").is_some_and(|ready| ready.status == "False")).await;
+    let accepted = async || team.key("restored").await.annotations().get(ACCEPT_SECRET_ANNOTATION).cloned();
+
+    let as_alice = |args: &[&str]| team.run(&[&["accept", "restored"], args, &alice].concat());
+    let denied = eventually("alice may view", PATIENCE, async || {
+        let said = as_alice(&["--yes"]);
+        ensure!(said.err.contains("restore"), "{said:?}");
+        Ok(said)
+    })
+    .await;
+    assert!(denied.code == 1 && denied.err.contains("ClusterRole keywright-restore"), "{denied:?}");
+    allow(&team, "restore", "keywright.dev", "apikeys", &["restore", "patch"]);
+    let blind = eventually("alice may restore", PATIENCE, async || {
+        let said = as_alice(&["--yes"]);
+        ensure!(!said.err.contains("lack the right"), "{said:?}");
+        Ok(said)
+    })
+    .await;
+    assert!(
+        blind.code == 1 && blind.err.contains("may not get the Secret") && blind.err.contains("--sha256"),
+        "{blind:?}"
+    );
+
+    let unasked = team.run(&["accept", "restored"]);
+    assert!(unasked.code == 2 && unasked.err.contains(&format!("--sha256 {sha256}")), "{unasked:?}");
+    let other = team.run(&["accept", "restored", "--sha256", &"0".repeat(64)]);
+    assert!(other.code == 1 && other.err.contains("another value"), "{other:?}");
+    let pasted = team.run(&["accept", "restored", "--sha256", value.expose()]);
+    assert_eq!(pasted.code, 2);
+    for said in [&denied, &blind, &unasked, &other, &pasted] {
+        assert!(looks_like_a_value(&format!("{}{}", said.out, said.err)).is_none(), "a value was printed");
+    }
+    assert_eq!(accepted().await, None, "nothing was done yet");
+    let said = team.run(&["accept", "restored", "--sha256", &format!("sha256:{}", sha256.to_uppercase())]);
+    assert!(said.code == 0 && said.err.contains("computed from the plain value"), "{said:?}");
+    assert!(looks_like_a_value(&format!("{}{}", said.out, said.err)).is_none(), "a value was printed");
+    assert_eq!(accepted().await, Some(format!("sha256:{sha256}")));
+    let managers = team.key("restored").await.metadata.managed_fields.unwrap();
+    assert!(managers.iter().any(|field| field.manager.as_deref() == Some("kubectl-keywright")), "{managers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_nothing_to_accept_it_says_so_and_what_to_do() {
+    let team = Team::new().await;
+    let key = team.mint("checkout", &alerts()).await;
+    let in_order = team.run(&["accept", "checkout", "--yes"]);
+    assert!(in_order.code == 1 && in_order.err.contains("nothing to accept"), "{in_order:?}");
+    let minted = team.run(&["accept", "checkout", "--new-value"]);
+    assert!(minted.code == 1 && minted.err.contains("kubectl keywright rotate checkout"), "{minted:?}");
+    assert_eq!(team.run(&["accept", "checkout", "--new-value", "--sha256", &"0".repeat(64)]).code, 2);
+    let missing = team.run(&["accept", "nothing", "--yes"]);
+    assert!(missing.code == 1 && missing.err.contains("not found"), "{missing:?}");
+
+    let secrets: Api<Secret> = Api::namespaced(team.client.clone(), &team.namespace);
+    secrets.delete("checkout-secret", &kube::api::DeleteParams::default()).await.unwrap();
+    // So that the operator looks at it at once.
+    assert_eq!(
+        team.kubectl(&["patch", "apikey", "checkout", "--type=merge", "-p", r#"{"spec":{"displayName":"x"}}"#], "")
+            .code,
+        0
+    );
+    team.until("checkout", |key| state(key) == "Lost").await;
+    let lost = team.run(&["accept", "checkout", "--yes"]);
+    assert!(
+        lost.code == 1 && lost.err.contains("no Secret checkout-secret") && lost.err.contains("--new-value"),
+        "{lost:?}"
+    );
+    team.ok(&["accept", "checkout", "--new-value"]);
+    team.until("checkout", |now| id(now) != id(&key) && settled(now).is_ok()).await;
 }
 
 /// The samples of Coralogix's own operator.

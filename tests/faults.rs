@@ -486,9 +486,22 @@ async fn counts_agree(stage: &Stage) {
 async fn a_failing_key_that_is_deleted_while_the_watch_starts_over_leaves_the_backoff() {
     let stage = Stage::enter(&[]).await;
     let namespace = namespace(&stage.client).await;
-    let secret = serde_json::from_value::<Secret>(json!({"metadata": {"name": "checkout-secret"}})).unwrap();
+    // A conflict waits for a person, and is no failure.
+    let secret = serde_json::from_value::<Secret>(json!({"metadata": {"name": "taken-secret"}})).unwrap();
     let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &namespace);
     secrets.create(&PostParams::default(), &secret).await.unwrap();
+    let taken =
+        apply(&stage.client, &namespace, "taken", &json!({"type": "Team", "presets": ["Alerts"]})).await.unwrap();
+    eventually("a conflict", PATIENCE, async || {
+        let key = Api::<ApiKey>::namespaced(stage.client.clone(), &namespace).get(&taken.name_any()).await?;
+        let reason = support::keys::condition(&key, "Ready").map(|ready| ready.reason.clone());
+        ensure!(reason.as_deref() == Some("SecretConflict"), "{reason:?}");
+        Ok(())
+    })
+    .await;
+    let path = format!("/namespaces/{namespace}/secrets");
+    let creations = move |request: &Record| request.method == Method::POST && request.path.ends_with(&path);
+    stage.proxy.inject_times(1, 10_000, creations, Fault::Refuse(500));
     apply(&stage.client, &namespace, NAME, &json!({"type": "Team", "presets": ["Alerts"]})).await.unwrap();
     let in_backoff = async |expected: f64| {
         eventually(&format!("{expected} in backoff"), Duration::from_secs(30), async || {

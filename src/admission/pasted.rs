@@ -10,6 +10,10 @@ use serde_json::Value;
 
 use crate::{api::GROUP, domain::pasted};
 
+/// What is wrong with such a field. The value is not in it.
+const WHY: &str = "must not hold the value of an API key, which is not repeated here: remove it, and rotate that key \
+                   if others could see this manifest";
+
 /// The refusal, if the object in this review holds the value of a key that it did not hold before.
 pub(super) fn refuse(request: &AdmissionRequest<DynamicObject>, body: &[u8]) -> Option<AdmissionResponse> {
     // The usual case is decided without a look at fields.
@@ -21,8 +25,6 @@ pub(super) fn refuse(request: &AdmissionRequest<DynamicObject>, body: &[u8]) -> 
     if fields.is_empty() {
         return None;
     }
-    const WHY: &str = "must not hold the value of an API key, which is not repeated here: remove it, and rotate that key \
-                       if others could see this manifest";
     let message: Vec<_> = fields.iter().map(|field| format!("{field}: Invalid value: {WHY}")).collect();
     let causes = fields.into_iter().map(|field| StatusCause {
         reason: "FieldValueInvalid".to_owned(),

@@ -55,8 +55,8 @@ pub(super) async fn accept(cluster: &Cluster, args: &AcceptArgs) -> Result<Reply
     if args.new_value {
         return new_value(cluster, args, ready).await;
     }
-    if let Some(ready) = ready.filter(|ready| ready.status == "True") {
-        return refused(format!("nothing to accept: ApiKey {} is in order ({})", args.key, print::line(&ready.reason)));
+    if let Some(why) = nothing_to_accept(&key, ready) {
+        return refused(format!("nothing to accept: ApiKey {} {why}", args.key));
     }
     if !rights::may(cluster, &Need::Right(Right::Restore)).await? {
         return refused(format!(
@@ -96,8 +96,31 @@ pub(super) async fn accept(cluster: &Cluster, args: &AcceptArgs) -> Result<Reply
     Ok(Reply::yes(format!("apikey.keywright.dev/{} accepts sha256:{accepted}\n", args.key)))
 }
 
+/// Why no value of a Secret can be accepted for a key, as a clause. The operator believes its status before any Secret, and
+/// leaves a Secret of something else alone.
+fn nothing_to_accept(key: &ApiKey, ready: Option<&Condition>) -> Option<String> {
+    let knows = key.status.as_ref().is_some_and(|status| !status.tokens.is_empty());
+    let said = || ready.map(|ready| format!("{}: {}", ready.reason, ready.message)).unwrap_or_default();
+    match ready {
+        Some(ready) if ready.status == "True" => Some(format!("is in order ({})", ready.reason)),
+        _ if knows => Some(format!(
+            "knows its value already: restore the Secret that holds that one, or mint a new one with kubectl keywright \
+             rotate ({})",
+            said()
+        )),
+        Some(ready) if ready.reason == "SecretConflict" => Some(format!("has another problem: {}", said())),
+        _ => None,
+    }
+}
+
 async fn new_value(cluster: &Cluster, args: &AcceptArgs, ready: Option<&Condition>) -> Result<Reply> {
     let reason = ready.map(|ready| ready.reason.as_str()).unwrap_or_default();
+    if reason == "SecretNotAuthentic" {
+        return refused(format!(
+            "ApiKey {} has a Secret: accept it, or delete it to have a new value minted",
+            args.key
+        ));
+    }
     if !WITHOUT_VALUE.contains(&reason) {
         return refused(format!(
             "ApiKey {0} does not wait for a Secret{1}: to replace its value, use kubectl keywright rotate {0}",
@@ -253,6 +276,39 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_key_without_a_known_value_can_take_one_from_a_secret() {
+        let key = |tokens: usize, reason: &str| -> ApiKey {
+            let token = json!({"id": "key_0", "sha256": "00", "mintedAt": "2026-11-25T10:00:00Z"});
+            let status = if reason == "Active" { "True" } else { "False" };
+            serde_json::from_value(json!({
+                "metadata": {"name": "k"}, "spec": {"type": "Team"},
+                "status": {"tokens": vec![token; tokens], "conditions": [{"type": "Ready", "status": status,
+                    "reason": reason, "message": "m", "lastTransitionTime": "2026-11-25T10:00:00Z"}]},
+            }))
+            .unwrap()
+        };
+        for (tokens, reason, word) in [
+            (0, "SecretNotAuthentic", None),
+            (0, "WaitingForSecret", None),
+            (0, "SecretConflict", Some("another problem")),
+            (1, "SecretLost", Some("knows its value")),
+            (1, "SecretConflict", Some("knows its value")),
+            (1, "Active", Some("in order")),
+        ] {
+            let key = key(tokens, reason);
+            let why = nothing_to_accept(&key, key.status.as_ref().unwrap().conditions.first());
+            assert_eq!(
+                why.as_deref().map(|why| word.is_some_and(|word| why.contains(word))),
+                word.map(|_| true),
+                "{reason}"
+            );
+        }
+        let fresh: ApiKey =
+            serde_json::from_value(json!({"metadata": {"name": "k"}, "spec": {"type": "Team"}})).unwrap();
+        assert_eq!(nothing_to_accept(&fresh, None), None);
+    }
 
     #[test]
     fn a_digest_is_read_in_both_forms_and_a_value_is_not_repeated() {

@@ -689,6 +689,71 @@ mod tests {
     }
 
     #[test]
+    fn an_older_request_that_git_brings_back_does_not_rotate() {
+        let mut life = Life::new(|_| {});
+        life.run(0);
+        life.rotation(|r| r.requested_at = Some(time(10)));
+        assert!(matches!(life.run(10), Step::Rotate { .. }));
+        for older in [time(9), time(-100), time(10)] {
+            life.rotation(|r| r.requested_at = Some(older));
+            assert_eq!(life.run(20), Step::Rest);
+        }
+        // The same instant, written in another way.
+        life.rotation(|r| r.requested_at = Some(time(10).replace('Z', "+00:00")));
+        assert_eq!(life.run(21), Step::Rest);
+    }
+
+    #[test]
+    fn a_request_for_a_time_to_come_waits_for_it() {
+        let mut life = Life::new(|_| {});
+        life.run(0);
+        life.rotation(|r| r.requested_at = Some(time(100)));
+        assert_eq!(life.run(50), Step::Rest);
+        assert_eq!(next_wake(&life.key, life.status(), None, at(50)), Some(at(100)));
+        assert!(matches!(life.run(100), Step::Rotate { .. }));
+        assert_eq!(life.run(101), Step::Rest);
+        // One in the far future does not stand in the way of another.
+        life.rotation(|r| r.requested_at = Some("9999-12-31T23:59:59Z".to_owned()));
+        assert_eq!(life.run(200), Step::Rest);
+        life.rotation(|r| r.requested_at = Some(time(300)));
+        assert!(matches!(life.run(300), Step::Rotate { .. }));
+    }
+
+    #[test]
+    fn a_restored_key_waits_for_its_secret_until_a_value_is_requested() {
+        let mut life =
+            Life::new(|s| s.rotation = Some(Rotation { requested_at: Some(time(-50)), ..Default::default() }));
+        life.key.metadata.annotations = Some([(RESTORED_BY_ANNOTATION.to_owned(), "velero".to_owned())].into());
+        life.key.metadata.creation_timestamp = Some(crate::api::Time(at(0)));
+        assert_eq!(life.run(1), Step::Rest);
+        let ready = &life.status().conditions[0];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "WaitingForSecret"));
+        assert_eq!(life.status().state, Some(KeyState::Pending));
+        life.rotation(|r| r.requested_at = Some(time(10)));
+        assert!(matches!(life.run(10), Step::Mint(_)));
+        assert_eq!(life.run(11), Step::Rest);
+        life.secret = Observed::Missing;
+        life.run(12);
+        assert_eq!(life.status().state, Some(KeyState::Lost), "from then on it is a key like others");
+    }
+
+    #[test]
+    fn generations_of_values_only_grow() {
+        let mut life = Life::new(|_| {});
+        life.run(0);
+        for round in 1..4 {
+            life.rotation(|r| r.requested_at = Some(time(round)));
+            life.run(round);
+            assert_eq!(life.status().tokens[0].generation, Some(round + 1));
+        }
+        life.secret = Observed::Missing;
+        life.run(5);
+        life.rotation(|r| r.requested_at = Some(time(6)));
+        life.run(6);
+        assert_eq!(life.status().tokens[0].generation, Some(5), "also after the Secret was lost");
+    }
+
+    #[test]
     fn never_more_than_two_values_work() {
         let mut life = Life::new(|_| {});
         life.run(0);

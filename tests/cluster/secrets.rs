@@ -32,7 +32,7 @@ async fn person(team: &Team, name: &str, roles: &[&str]) -> Client {
 async fn writer(team: &Team, name: &str) -> Client {
     let role = json!({
         "metadata": {"name": "secret-writer"},
-        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "update", "patch"]}],
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "update", "patch", "delete"]}],
     });
     let roles: Api<ClusterRole> = Api::all(team.client.clone());
     let created = roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await;
@@ -124,7 +124,7 @@ async fn whoever_may_write_secrets_puts_no_value_into_the_secret_of_a_key() {
     for (who, client) in [
         ("edit", person(&team, "eve", &["edit"]).await),
         ("admin", person(&team, "ada", &["admin"]).await),
-        ("create secrets alone", writer(&team, "mallory").await),
+        ("rights on Secrets alone", writer(&team, "mallory").await),
     ] {
         let api = secrets(&team, &client);
         eventually("the right to write Secrets is there", PATIENCE, async || {

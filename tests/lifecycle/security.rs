@@ -115,7 +115,7 @@ async fn secret_in_log_status_or_error_no_value_is_anywhere_but_in_its_secret() 
     foreign.metadata.name = Some("conflict-secret".to_owned());
     team.secrets.create(&PostParams::default(), &foreign).await.unwrap();
     team.create("conflict", team_spec()).await;
-    team.until("conflict", "in conflict", |key| reason(key) == "SecretConflict").await;
+    team.until("conflict", "in conflict", |key| reason(key) == "SecretNotAuthentic").await;
     team.secrets.delete("quota-secret", &DeleteParams::default()).await.unwrap();
     team.until("quota", "lost", |key| state(key) == Some(KeyState::Lost)).await;
     // What admission answers to somebody who takes a spec for the place of a value.

@@ -8,6 +8,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,10 +19,10 @@ use futures::future::join_all;
 use hyper::Method;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use k8s_openapi::api::events::v1::Event;
 use keywright::api::{ApiKey, ApiKeyStatus, Condition, KeyReveal, KeyState, RevealMode, RevealState, SecuritySettings};
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use support::keys::{RECORD, apply, base64, condition, free_lease, looks_like_a_value, metric, settled, sha256};
@@ -216,6 +217,45 @@ impl Stage {
         .await
     }
 
+    fn reveals(&self) -> Api<KeyReveal> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The plugin, as an administrator in this namespace.
+    fn plugin(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-keywright"));
+        command.env("KUBECONFIG", self.plane.kubeconfig()).args(args).args(["-n", &self.namespace]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// A path for a file of this test.
+    fn path(&self, name: &str) -> String {
+        self.plane.folder().join(format!("{}-{name}", self.namespace)).to_string_lossy().into_owned()
+    }
+
+    /// Requests of the operator to change the Secret of a key.
+    fn writes_of(&self, name: &str) -> impl Fn(&Record) -> bool + Send + Sync + 'static {
+        let path = format!("/namespaces/{}/secrets/{name}-secret", self.namespace);
+        move |request| request.method == Method::PATCH && request.path.ends_with(&path)
+    }
+
+    /// Requests of the operator to answer.
+    fn answers(&self) -> impl Fn(&Record) -> bool + Send + Sync + 'static {
+        let path = format!("/namespaces/{}/keyreveals/", self.namespace);
+        move |request| request.method == Method::PATCH && request.path.contains(&path)
+    }
+
+    /// Waits until the Secret of a key has these names in its data.
+    async fn until_data(&self, name: &str, what: &str, expected: &[&str]) {
+        eventually(what, PATIENCE, async || {
+            let data = self.data(name).await;
+            ensure!(data.iter().eq(expected), "{data:?}");
+            Ok(())
+        })
+        .await;
+    }
+
     /// Asks, and opens the answer; the reason and the message if it is denied.
     async fn reveal(&self, key: &str, user: Option<&str>) -> Result<String, (String, String)> {
         let identity = Identity::generate();
@@ -265,7 +305,8 @@ impl Stage {
 }
 
 fn granted(reveal: &KeyReveal) -> Option<&Condition> {
-    reveal.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == "Granted")
+    let mut conditions = reveal.status.as_ref()?.conditions.iter();
+    conditions.find(|condition| condition.type_ == "Granted" && condition.status != "Unknown")
 }
 
 fn open(reveal: &KeyReveal, identity: &Identity) -> Result<String, (String, String)> {
@@ -577,4 +618,140 @@ async fn sealing_keys_are_rotated_on_request() {
     assert!(age::decrypt(&oldest, &sealed.0).is_err());
     assert!(!newest.to_string().expose_secret().is_empty());
     stage.nothing_leaked(&[value]);
+}
+
+/// Quota, admission policies and missing rights are told the same way.
+#[tokio::test]
+async fn a_claim_that_the_api_server_refuses_is_told_in_the_request_and_by_the_plugin() {
+    let stage = Stage::enter(&[]).await;
+    stage.settings(json!({"oneTimeReveal": true})).await;
+    stage.minted("once", &team()).await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &stage.namespace);
+    let frozen = Patch::Merge(json!({"immutable": true}));
+    secrets.patch("once-secret", &PatchParams::default(), &frozen).await.unwrap();
+
+    let (reason, message) = stage.reveal("once", None).await.unwrap_err();
+    assert_eq!(reason, "RequestRefused");
+    for word in ["immutable", "spec.rotation.requestedAt", "ask again"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    let file = stage.path("once");
+    let said = stage.plugin(&["reveal", "once", "--output", &file]).output().unwrap();
+    let err = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(said.status.code(), Some(1), "{err}");
+    assert!(err.contains("RequestRefused") && err.contains("immutable: true"), "{err}");
+    assert!(!Path::new(&file).exists());
+    assert_eq!(stage.data("once").await, ["sealed-value".to_owned()].into(), "nothing was taken");
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_told_in_the_key_with_the_way_out() {
+    let stage = Stage::enter(&[]).await;
+    let quotas: Api<ResourceQuota> = Api::namespaced(stage.client.clone(), &stage.namespace);
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/secrets": "0"}}});
+    quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
+    eventually("the quota counts", PATIENCE, async || {
+        let status = quotas.get("none").await?.status.context("no status")?;
+        ensure!(status.hard.is_some(), "{status:?}");
+        Ok(())
+    })
+    .await;
+    stage.apply("checkout", &team()).await;
+    let refused =
+        |key: &ApiKey, _: &ApiKeyStatus| condition(key, "Ready").is_some_and(|c| c.reason == "SecretWriteFailed");
+    let key = stage.until("checkout", "refused", refused).await;
+    let message = &condition(&key, "Ready").unwrap().message;
+    assert!(message.contains("exceeded quota") && message.contains("raise the ResourceQuota"), "{message}");
+    quotas.delete("none", &DeleteParams::default()).await.unwrap();
+    stage.until("checkout", "minted after all", |key, _| settled(key).is_ok()).await;
+}
+
+/// The operator dies between the two writes of an answer, and is away for longer than anybody waits.
+#[tokio::test]
+async fn a_reveal_that_times_out_keeps_what_opens_a_one_time_value_that_was_taken() {
+    let stage = Stage::enter(&[]).await;
+    stage.settings(json!({"oneTimeReveal": true})).await;
+    let key = stage.minted("once", &team()).await;
+    let planned = stage.proxy.inject(1, stage.writes_of("once"), Fault::after_commit(stage.killer()));
+    let file = stage.path("identity");
+    let said = stage.plugin(&["reveal", "once", "--timeout", "5s", "--output", &file]).output().unwrap();
+    let err = String::from_utf8(said.stderr).unwrap();
+    assert_eq!((said.status.code(), planned.struck()), (Some(1), 1), "{err}");
+    assert!(err.contains("stays") && err.contains("age --decrypt"), "{err}");
+    stage.until_data("once", "the value is taken", &["claimed"]).await;
+    let identity: Identity = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+    let left = stage.reveals().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(left.len(), 1, "the request waits for its answer");
+    stage.mend().await;
+    let value = open(&stage.answered(&left[0]).await, &identity).unwrap();
+    assert_eq!(sha256(&value), status(&key).tokens[0].sha256);
+    stage.nothing_leaked(&[value]);
+}
+
+#[tokio::test]
+async fn a_reveal_that_times_out_says_why_and_leaves_nothing_behind() {
+    let stage = Stage::enter(&["--secret-check-interval=1h"]).await;
+    stage.minted("plain", &team()).await;
+    let path = format!("/namespaces/{}/secrets/plain-secret", stage.namespace);
+    let reads = move |request: &Record| request.method == Method::GET && request.path.ends_with(&path);
+    stage.proxy.inject_times(1, 10_000, reads, Fault::Refuse(500));
+    let said = stage.plugin(&["reveal", "plain", "--timeout", "5s"]).output().unwrap();
+    let err = String::from_utf8(said.stderr).unwrap();
+    assert_eq!((said.status.code(), said.stdout.len()), (Some(1), 0), "{err}");
+    assert!(err.contains("Retrying: get Secret plain-secret") && err.contains("(500)"), "{err}");
+    assert!(stage.reveals().list(&ListParams::default()).await.unwrap().items.is_empty(), "it is deleted");
+
+    // An alert of the chart counts what is in backoff: one that is gone must not keep it firing.
+    let in_backoff = async |expected: f64| {
+        eventually(&format!("{expected} in backoff"), PATIENCE, async || {
+            let operator = stage.operator.lock().unwrap().clone().context("no operator")?;
+            let found = metric(&operator.metrics().await?, "keywright_objects_in_backoff");
+            ensure!(found == Some(expected), "{found:?}");
+            Ok(())
+        })
+        .await;
+    };
+    in_backoff(0.0).await;
+    let asked = stage.ask("plain", None, &Identity::generate().to_public().to_string()).await;
+    in_backoff(1.0).await;
+    stage.reveals().delete(&asked.name_any(), &DeleteParams::default()).await.unwrap();
+    in_backoff(0.0).await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_request_is_deleted_early_is_wiped_from_the_secret() {
+    let stage = Stage::enter(&["--secret-check-interval=1h"]).await;
+    stage.settings(json!({"oneTimeReveal": true})).await;
+    stage.minted("once", &team()).await;
+    let planned = stage.proxy.inject_times(1, 10_000, stage.answers(), Fault::Refuse(500));
+    let asked = stage.ask("once", None, &Identity::generate().to_public().to_string()).await;
+    stage.until_data("once", "the value is taken", &["claimed"]).await;
+    eventually("the answer is refused", PATIENCE, async || {
+        ensure!(planned.struck() > 0, "not yet");
+        Ok(())
+    })
+    .await;
+    stage.reveals().delete(&asked.name_any(), &DeleteParams::default()).await.unwrap();
+    stage.until_data("once", "the answer left the Secret", &[]).await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_request_was_deleted_while_the_operator_was_down_is_wiped() {
+    let stage = Stage::enter(&[]).await;
+    stage.settings(json!({"oneTimeReveal": true})).await;
+    stage.minted("once", &team()).await;
+    let planned = stage.proxy.inject(1, stage.writes_of("once"), Fault::after_commit(stage.killer()));
+    let asked = stage.ask("once", None, &Identity::generate().to_public().to_string()).await;
+    eventually("the operator is killed", PATIENCE, async || {
+        ensure!(planned.struck() == 1, "not yet");
+        Ok(())
+    })
+    .await;
+    stage.reveals().delete(&asked.name_any(), &DeleteParams::default()).await.unwrap();
+    assert_eq!(stage.data("once").await, ["claimed".to_owned()].into());
+    stage.mend().await;
+    stage.until_data("once", "the answer left the Secret", &[]).await;
+    let stage_key = stage.until("once", "who took it", |_, s| s.reveal.as_ref().is_some_and(|r| r.by.is_some())).await;
+    assert_eq!(reveal_state(status(&stage_key)), Some((RevealMode::OneTime, RevealState::Revealed)));
+    assert_eq!(reason(&stage.reveal("once", None).await), "AlreadyRevealed");
 }
