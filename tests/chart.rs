@@ -75,6 +75,8 @@ const VALUES: [&[&str]; 9] = [
         r#"export.namespace="gateway""#,
         r#"verifier.defaultPermission="alerts:Read,logs.data-api#high:ReadData""#,
         r#"verifier.introspectionPermission="off""#,
+        r#"verifier.introspectionClusterPermission="off""#,
+        "verifier.tellKeyNames=true",
         "verifier.port=8443",
         "verifier.service.grpcPort=1",
         "verifier.service.httpPort=2",
@@ -256,6 +258,8 @@ async fn values_are_checked_and_every_value_is_in_the_schema() {
         (r#"verifier.keyFrom=["cookie:key"]"#, "keyFrom"),
         (r#"verifier.defaultPermission="alerts""#, "defaultPermission"),
         (r#"verifier.introspectionPermission="none""#, "introspectionPermission"),
+        (r#"verifier.introspectionClusterPermission="none""#, "introspectionClusterPermission"),
+        (r#"verifier.tellKeyNames="yes""#, "tellKeyNames"),
         (r#"verifier.maxStaleness="never""#, "maxStaleness"),
         ("verifier.maxConnections=0", "maxConnections"),
         ("verifier.autoscaling.maxReplica=3", "maxReplica"),
@@ -366,7 +370,7 @@ fn rights(rendered: &[Value], account: &str) -> BTreeSet<String> {
     found
 }
 
-const RIGHTS: [&str; 55] = [
+const RIGHTS: [&str; 56] = [
     "cluster: create /secrets",
     "cluster: create authorization.k8s.io/subjectaccessreviews",
     "cluster: create events.k8s.io/events",
@@ -396,6 +400,7 @@ const RIGHTS: [&str; 55] = [
     "cluster: patch keywright.dev/keyreveals/status",
     "cluster: patch keywright.dev/permissioncatalogs/status",
     "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
+    "cluster: patch keywright.dev/permissioncatalogs[keywright]",
     "cluster: update keywright.dev/apikeys/finalizers",
     "cluster: watch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
     "cluster: watch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
@@ -458,6 +463,7 @@ async fn the_operator_has_these_rights_and_no_others() {
             "cluster: patch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
             "cluster: patch admissionregistration.k8s.io/validatingwebhookconfigurations[keywright]",
             "cluster: patch keywright.dev/permissioncatalogs[coralogix]",
+            "cluster: patch keywright.dev/permissioncatalogs[keywright]",
             "cluster: watch admissionregistration.k8s.io/mutatingwebhookconfigurations[keywright]",
             "own: create /configmaps",
             "own: get /configmaps[keywright-verifier-ca]",

@@ -331,7 +331,7 @@ pub struct ApiKeyStatus {
     pub reveal: Option<Reveal>,
 
     /// When the key was last used, as far as a verifier says. Coarse.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "time_if_any")]
     pub last_used_at: Option<Time>,
 
     /// When the first value of the key was minted.
@@ -387,6 +387,12 @@ pub enum CreatorKind {
     User,
     /// A ServiceAccount, such as that of Argo CD.
     ServiceAccount,
+}
+
+/// A time that somebody else than the operator may have written. One that is out of range, as the year 9999 is for some time
+/// zones, is as if it were not there, so that the rest of the object can be read.
+fn time_if_any<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()).map(Time))
 }
 
 /// How a sealed value is shown.

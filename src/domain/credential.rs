@@ -133,6 +133,29 @@ pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"bearer") && separate).then(|| rest.trim_ascii())
 }
 
+/// What is wrong with a value that is no key, where it shows what was done to one: what to do about it, for whoever sent it.
+/// It never holds any of the value.
+#[must_use]
+pub fn slip(value: &[u8]) -> Option<&'static str> {
+    // The first characters of the base64 of kwp_, kws_ and kwt_.
+    const BASE64: [&[u8]; 3] = [b"a3dwX", b"a3dzX", b"a3d0X"];
+    let quote = |byte: Option<&u8>| matches!(byte, Some(b'"' | b'\'' | b'`'));
+    let line_end = |at: &[u8]| matches!(at, [b'\r' | b'\n', ..] | [b'\\', b'r' | b'n', ..]);
+    if BASE64.iter().any(|beginning| value.starts_with(beginning)) {
+        Some("this is the base64 of an API key, as the data of a Secret holds it: decode it, and send the result")
+    } else if quote(value.first()) || quote(value.last()) {
+        Some("there are quotes around the API key: send it without them")
+    } else if bearer(value).is_some() {
+        Some(
+            "there is a word Bearer too many before the API key: it stands once in Authorization, and in no other header",
+        )
+    } else if (0..value.len()).any(|at| line_end(&value[at..])) {
+        Some("there is a line end in the API key: send it without, and look for one in the file that it came from")
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +214,32 @@ mod tests {
             (&[], "api_key=k1&api_key=k2"),
         ] {
             assert_eq!(look(headers, query), Err(()), "{headers:?} {query}");
+        }
+    }
+
+    #[test]
+    fn what_was_done_to_a_key_is_told_without_a_look_up_and_without_the_value() {
+        let key = "kwt_0123456789";
+        for (value, word) in [
+            // printf and echo, piped into base64.
+            ("a3d0XzAxMjM0NTY3ODk=", "base64"),
+            ("a3d0XzAxMjM0NTY3ODkK", "base64"),
+            ("a3dwXzAxMjM0NTY3ODk", "base64"),
+            ("\"kwt_0123456789\"", "quotes"),
+            ("'kwt_0123456789'", "quotes"),
+            ("kwt_0123456789\"", "quotes"),
+            ("Bearer kwt_0123456789", "Bearer"),
+            ("bearer  kwt_0123456789", "Bearer"),
+            ("kwt_01234\n56789", "line end"),
+            ("kwt_0123456789\r\n", "line end"),
+            ("kwt_0123456789\\n", "line end"),
+        ] {
+            let told = slip(value.as_bytes()).unwrap_or_else(|| panic!("{value:?}"));
+            assert!(told.contains(word) && !told.contains(&key[4..]), "{value:?}: {told}");
+            assert!(told.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\'), "{told}");
+        }
+        for value in [key, "", "something else", "bearers of news", "a3d", "back\\slash"] {
+            assert_eq!(slip(value.as_bytes()), None, "{value:?}");
         }
     }
 

@@ -1,14 +1,14 @@
 //! What gateways that check digests themselves are given: one entry for each value that works now, and over which
 //! ConfigMaps, or Secrets, the entries are spread.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
     key::Digest,
-    verification::{Standing, standing},
+    verification::{Precedence, Standing, Value, created, standing},
 };
 use crate::api::{ApiKey, KeyType};
 
@@ -80,32 +80,49 @@ struct Metadata<'a> {
 
 /// What to export of `keys`, in whatever order they come.
 ///
-/// A digest is its oldest ApiKey's, also while that one is inactive: a younger one that names the same digest could
-/// otherwise bring a revoked value back, or give it other rights.
+/// A digest that several ApiKeys name is exported for the one that owns it by [`Precedence`], or not at all while that one
+/// is inactive or expired: another that names the same digest could otherwise bring a revoked value back, give it other
+/// rights, or turn it off.
 #[must_use]
 pub fn export<'a>(keys: impl IntoIterator<Item = &'a ApiKey>, now: Timestamp) -> Export {
-    let mut oldest_first: Vec<_> = keys.into_iter().collect();
-    oldest_first.sort_by_cached_key(|key| {
-        let meta = &key.metadata;
-        // What has no time was not stored yet.
-        let since = meta.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0);
-        (since, meta.namespace.clone(), meta.name.clone())
-    });
-    let mut owned = HashSet::new();
-    let mut export = Export::default();
-    for key in oldest_first {
-        let standing = standing(key);
-        for (digest, end) in &standing.tokens {
-            if !owned.insert(*digest) || !standing.active || end.is_some_and(|at| at <= now) {
-                continue;
-            }
-            if let Some(entry) = entry(key, &standing, *digest, *end) {
-                export.entries.insert(digest.id(), entry);
-                export.until = export.until.into_iter().chain(*end).min();
+    let mut owners: HashMap<Digest, (Precedence<'a>, &'a ApiKey)> = HashMap::new();
+    for key in keys {
+        let metadata = &key.metadata;
+        for Value { digest, minted, .. } in standing(key).values {
+            let namespace = metadata.namespace.as_deref().unwrap_or_default();
+            let name = metadata.name.as_deref().unwrap_or_default();
+            let claim = Precedence { minted, created: created(key), namespace, name };
+            let owner = owners.entry(digest).or_insert((claim, key));
+            if claim < owner.0 {
+                *owner = (claim, key);
             }
         }
     }
+    let mut export = Export::default();
+    for (digest, (_, key)) in owners {
+        let standing = standing(key);
+        // A key that names one digest twice has the value that is its current one.
+        let value = standing.values.iter().find(|value| value.digest == digest);
+        let Some(Value { ends, .. }) = value.filter(|_| standing.active) else { continue };
+        if ends.is_some_and(|at| at <= now) {
+            continue;
+        }
+        if let Some(entry) = entry(key, &standing, digest, *ends) {
+            export.entries.insert(digest.id(), entry);
+            export.until = export.until.into_iter().chain(*ends).min();
+        }
+    }
     export
+}
+
+/// Whether what an ApiKey became changes nothing of an export, nor of anything else that follows from what it is and from
+/// what its values are: `status.lastUsedAt` changes often, and conditions do.
+#[must_use]
+pub fn is_same(before: &ApiKey, after: &ApiKey) -> bool {
+    before.spec == after.spec
+        && before.metadata.uid == after.metadata.uid
+        && before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
+        && standing(before) == standing(after)
 }
 
 fn entry(key: &ApiKey, standing: &Standing<'_>, digest: Digest, expires_at: Option<Timestamp>) -> Option<String> {
@@ -293,28 +310,64 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_key_owns_a_digest_also_while_it_is_inactive() {
-        let (mut old, young) = (key("z", 1, "ab"), key("a", 2, "ab"));
+    fn the_key_for_which_a_digest_was_written_first_owns_it_also_while_it_is_inactive() {
+        let minted = |mut key: ApiKey, second| {
+            status(&mut key).tokens[0].minted_at = Time(at(second));
+            key
+        };
+        // The attacker's object is older, and its name comes first.
+        let (mut owners, mut thief) = (minted(key("z", 5, "ab"), 10), minted(key("a", 1, "ab"), 20));
         let owner = |keys: [&ApiKey; 2]| {
             let found = export(keys, at(NOW));
             let entry = found.entries.get("key_ab00000000000000")?;
             let entry: serde_json::Value = serde_json::from_str(entry).unwrap();
             Some(entry["metadata"]["name"].as_str().unwrap().to_owned())
         };
-        for (first, second) in [(&old, &young), (&young, &old)] {
+        for (first, second) in [(&owners, &thief), (&thief, &owners)] {
             assert_eq!(owner([first, second]).as_deref(), Some("z"));
         }
-        let twin = key("b", 2, "ab");
-        assert_eq!(owner([&twin, &young]).as_deref(), Some("a"), "then the name");
-        let mut elsewhere = key("0", 2, "ab");
+        let mut elsewhere = minted(key("0", 1, "ab"), 20);
         elsewhere.metadata.namespace = Some("warehouse".to_owned());
-        assert_eq!(owner([&elsewhere, &young]).as_deref(), Some("a"), "the namespace before the name");
+        assert_eq!(owner([&elsewhere, &thief]).as_deref(), Some("a"), "the namespace before the name");
 
-        old.spec.active = Some(false);
-        assert_eq!(owner([&old, &young]), None, "what was revoked stays revoked");
-        old.spec.active = None;
-        status(&mut old).tokens = vec![token("ab", Some(NOW - 1))];
-        assert_eq!(owner([&old, &young]), None, "what has expired stays expired");
+        thief.spec.active = Some(false);
+        assert_eq!(owner([&owners, &thief]).as_deref(), Some("z"), "the loser does not turn the owner off");
+        thief.spec.active = None;
+        owners.spec.active = Some(false);
+        assert_eq!(owner([&owners, &thief]), None, "what was revoked stays revoked");
+        owners.spec.active = None;
+        owners.metadata.deletion_timestamp = Some(Time(at(NOW)));
+        assert_eq!(owner([&owners, &thief]), None, "also while a finalizer holds it");
+        owners.metadata.deletion_timestamp = None;
+        status(&mut owners).tokens[0].expires_at = Some(Time(at(NOW - 1)));
+        assert_eq!(owner([&owners, &thief]), None, "what has expired stays expired");
+    }
+
+    #[test]
+    fn a_last_use_changes_nothing_and_all_that_an_export_says_does() {
+        let before = key("a", 1, "ab");
+        let same = |change: fn(&mut ApiKey)| {
+            let mut after = before.clone();
+            change(&mut after);
+            is_same(&before, &after)
+        };
+        assert!(same(|key| status(key).last_used_at = Some(Time(at(NOW)))));
+        assert!(same(|key| status(key).observed_generation = Some(7)));
+        for change in [
+            (|key| key.spec.active = Some(false)) as fn(&mut ApiKey),
+            |key| key.spec.expires_at = Some(at(NOW).to_string()),
+            |key| key.metadata.deletion_timestamp = Some(Time(at(NOW))),
+            |key| key.metadata.uid = Some("another".to_owned()),
+            |key| status(key).state = Some(KeyState::Inactive),
+            |key| status(key).permissions.clear(),
+            |key| status(key).presets.clear(),
+            |key| status(key).tokens.clear(),
+            |key| status(key).tokens[0] = token("cd", None),
+            |key| status(key).tokens[0].expires_at = Some(Time(at(NOW))),
+            |key| status(key).tokens[0].minted_at = Time(at(NOW)),
+        ] {
+            assert!(!same(change));
+        }
     }
 
     /// A thousand entries of 100 bytes, spread as digests are.

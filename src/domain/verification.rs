@@ -14,12 +14,49 @@ use crate::api::{ApiKey, KeyState};
 pub struct Standing<'a> {
     /// Whether its values work at all, whatever the time.
     pub active: bool,
-    /// Its values and when each ends: the current one first, then the one in overlap.
-    pub tokens: Vec<(Digest, Option<Timestamp>)>,
+    /// Its values: the current one first, then the one in overlap.
+    pub values: Vec<Value>,
     /// The presets in force.
     pub presets: Vec<&'a str>,
     /// The individual permissions in force; of a legacy key, all of them.
     pub permissions: Vec<&'a str>,
+}
+
+/// One value of an ApiKey, by its digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// The digest.
+    pub digest: Digest,
+    /// When it was minted or imported, in seconds since 1970.
+    pub minted: u32,
+    /// When it ends.
+    pub ends: Option<Timestamp>,
+}
+
+/// Which of several ApiKeys that name one digest owns it: the first in this order. That is the one for which the operator
+/// wrote the digest first, by `status.tokens[].mintedAt`; only the operator writes that, while the age of an object is
+/// anybody's choice, as is its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Precedence<'a> {
+    /// When the value was minted or imported, in seconds since 1970: see [`Value`].
+    pub minted: u32,
+    /// When the ApiKey was created: see [`created`].
+    pub created: u32,
+    /// The namespace of the ApiKey.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// When an ApiKey was created, in seconds since 1970. One without a time is as young as can be.
+#[must_use]
+pub fn created(key: &ApiKey) -> u32 {
+    key.metadata.creation_timestamp.as_ref().map_or(u32::MAX, |time| seconds(time.0))
+}
+
+/// Seconds since 1970 for an order in time: a time beyond what four bytes hold is the last of all, and never the first.
+fn seconds(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second().max(0)).unwrap_or(u32::MAX)
 }
 
 /// What an ApiKey allows its values. A digest that can't be read is left out: it works for nobody.
@@ -29,21 +66,22 @@ pub fn standing(key: &ApiKey) -> Standing<'_> {
     let Some(status) = &key.status else { return Standing::default() };
     let schedule = Schedule::of(spec);
     let minted_at = status.tokens.first().map(|token| token.minted_at.0);
-    let tokens = status.tokens.iter().enumerate().filter_map(|(at, token)| {
+    let values = status.tokens.iter().enumerate().filter_map(|(at, token)| {
         // What a shorter overlap revokes is revoked before the operator has written it down.
         let overlap =
             minted_at.filter(|_| at > 0).map(|minted| minted.checked_add(schedule.overlap).unwrap_or(Timestamp::MAX));
         // Of an expired key whose end nobody knows, this much is known.
         let expired = (status.state == Some(KeyState::Expired) && token.expires_at.is_none()).then_some(Timestamp::MIN);
         let ends = [token.expires_at.as_ref().map(|end| end.0), schedule.expires_at, overlap, expired];
-        Some((Digest::parse(&token.sha256)?, ends.into_iter().flatten().min()))
+        let digest = Digest::parse(&token.sha256)?;
+        Some(Value { digest, minted: seconds(token.minted_at.0), ends: ends.into_iter().flatten().min() })
     });
     Standing {
         // Expired is not told from the state, which is as old as the status, but from the time.
         active: schedule.active
             && key.metadata.deletion_timestamp.is_none()
             && matches!(status.state, Some(KeyState::Active | KeyState::Lost | KeyState::Expired)),
-        tokens: tokens.collect(),
+        values: values.collect(),
         presets: still_asked(&status.presets, &spec.presets),
         permissions: match spec.legacy {
             // They come from the catalogue; its spec has none to take away.
@@ -186,7 +224,7 @@ mod tests {
     }
 
     fn ends(key: &ApiKey) -> Vec<Option<i64>> {
-        standing(key).tokens.iter().map(|(_, end)| end.map(|end| end.as_second() / HOUR)).collect()
+        standing(key).values.iter().map(|value| value.ends.map(|end| end.as_second() / HOUR)).collect()
     }
 
     #[test]
@@ -194,7 +232,7 @@ mod tests {
         let key = key(|_, _| {});
         let standing = standing(&key);
         assert!(standing.active);
-        assert_eq!(standing.tokens[0].0.to_string(), "a".repeat(64));
+        assert_eq!(standing.values[0].digest.to_string(), "a".repeat(64));
         assert_eq!(ends(&key), [None, Some(124)]);
         assert_eq!((standing.presets, standing.permissions), (vec!["Alerts"], vec!["a:Read", "b:Read"]));
     }
@@ -253,7 +291,7 @@ mod tests {
     fn a_digest_that_cant_be_read_works_for_nobody() {
         for sha256 in ["", "zz", &"g".repeat(64), &"a".repeat(63), &"A".repeat(64), &"é".repeat(32)] {
             let key = key(|_, status| status.tokens[0].sha256 = sha256.to_owned());
-            assert_eq!(standing(&key).tokens.len(), 1, "{sha256}");
+            assert_eq!(standing(&key).values.len(), 1, "{sha256}");
         }
     }
 

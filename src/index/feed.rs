@@ -10,7 +10,6 @@ use std::{
 use futures::{Stream, StreamExt};
 use kube::{
     Api, Client, Resource,
-    core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
         utils::Backoff,
@@ -19,10 +18,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::api::{ACCEPT_SECRET_ANNOTATION, ApiKey, CREATOR_ANNOTATION, RESTORED_BY_ANNOTATION};
-
-/// The annotations that the index keeps.
-const KEPT_ANNOTATIONS: [&str; 3] = [CREATOR_ANNOTATION, RESTORED_BY_ANNOTATION, ACCEPT_SECRET_ANNOTATION];
+use super::wire::{Watched, Wire};
+use crate::api::{ApiKey, CREATOR_ANNOTATION};
 
 /// Pauses that stay short: a quarter of a second, then twice as long up to two seconds.
 #[derive(Debug, Default)]
@@ -51,14 +48,13 @@ impl Backoff for Short {
     }
 }
 
-/// Watches every object of a kind. Objects that do not parse are reported and left out, so that one of them can't
-/// stop the others. The stream does not end; errors are logged and retried with backoff. `compact` makes an object
-/// that will be kept small.
-pub fn watch<K>(client: Client, compact: fn(&mut K)) -> impl Stream<Item = Event<K>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    watch_at(client, compact, Pace::Calm)
+/// Watches every object of a kind. The stream does not end; errors are logged and retried with backoff. `compact` makes an
+/// object that will be kept small.
+///
+/// An object that this version of Keywright can't read is logged, and then is as one that was deleted, so that it allows
+/// nothing and can't stop the others; see [`Watched::RESTRICTS`] for the exception.
+pub fn watch<K: Watched>(client: Client, compact: fn(&mut K)) -> impl Stream<Item = Event<K>> + Send {
+    watch_at(client, compact, Pace::Calm, || ())
 }
 
 /// How a watch is kept alive and mended.
@@ -70,16 +66,19 @@ pub enum Pace {
     Brisk(Duration),
 }
 
-/// As [`watch`], at another pace.
-pub fn watch_at<K>(client: Client, compact: fn(&mut K), pace: Pace) -> impl Stream<Item = Event<K>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    raw::<DeserializeGuard<K>>(client, pace).filter_map(move |event| ready(unguard(event, compact)))
+/// As [`watch`], at another pace. `failed` is called as by [`raw`].
+pub fn watch_at<K: Watched>(
+    client: Client,
+    compact: fn(&mut K),
+    pace: Pace,
+    failed: impl Fn() + Send + 'static,
+) -> impl Stream<Item = Event<K>> + Send {
+    raw::<Wire<K>>(client, pace, failed).filter_map(move |event| ready(opened(event, compact)))
 }
 
-/// Watches every object of a kind, as it comes.
-pub fn raw<K>(client: Client, pace: Pace) -> impl Stream<Item = Event<K>> + Send
+/// Watches every object of a kind, as it comes. `failed` is called when a watch that the API server granted turns out to
+/// say nothing: with an error in place of an event, which comes after the status 200, or with what can't be read.
+pub fn raw<K>(client: Client, pace: Pace, failed: impl Fn() + Send + 'static) -> impl Stream<Item = Event<K>> + Send
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -93,10 +92,15 @@ where
         Pace::Calm => stream.default_backoff().left_stream(),
         Pace::Brisk(_) => stream.backoff(Short::default()).right_stream(),
     };
-    stream.filter_map(|event| async move {
-        match event {
+    stream.filter_map(move |event| {
+        ready(match event {
             Ok(event) => Some(event),
             Err(error) => {
+                // A connection that broke says nothing of what it had said before.
+                let broke = matches!(&error, watcher::Error::WatchFailed(kube::Error::ReadEvents(_)));
+                if matches!(&error, watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_)) && !broke {
+                    failed();
+                }
                 // The text of a watch error could quote an object; its class can't.
                 let class = match &error {
                     watcher::Error::InitialListFailed(_) => "list failed",
@@ -114,7 +118,7 @@ where
                 tracing::warn!(kind = %K::kind(&()), code, "{class}; trying again");
                 None
             }
-        }
+        })
     })
 }
 
@@ -124,9 +128,14 @@ pub fn compact_key(key: &mut ApiKey) {
     key.spec.presets.shrink_to_fit();
     key.spec.permissions.shrink_to_fit();
     if let Some(status) = &mut key.status {
-        // A key with a value was restored and accepted already, if it was.
-        if status.creator.is_some() && !status.tokens.is_empty() {
-            key.metadata.annotations = None;
+        if status.creator.is_some()
+            && let Some(annotations) = &mut key.metadata.annotations
+        {
+            annotations.remove(CREATOR_ANNOTATION);
+            // A key with a value was restored and accepted already, if it was.
+            if annotations.is_empty() || !status.tokens.is_empty() {
+                key.metadata.annotations = None;
+            }
         }
         status.conditions.shrink_to_fit();
         status.presets.shrink_to_fit();
@@ -135,39 +144,62 @@ pub fn compact_key(key: &mut ApiKey) {
     }
 }
 
-fn unguard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>, compact: fn(&mut K)) -> Option<Event<K>> {
-    let open = |guarded: DeserializeGuard<K>| match guarded.0 {
-        Ok(mut object) => {
-            // managedFields and the last-applied annotation are most of an object's size and of no use here.
-            let meta = object.meta_mut();
-            meta.managed_fields = None;
-            // Of annotations, only those are of use that the cluster itself writes. `compact` drops the creator where
-            // the status has it.
-            meta.annotations = meta.annotations.take().and_then(|mut all| {
-                all.retain(|name, _| KEPT_ANNOTATIONS.contains(&name.as_str()));
-                (!all.is_empty()).then_some(all)
-            });
-            meta.labels = None;
-            meta.owner_references = None;
-            compact(&mut object);
-            Some(object)
-        }
-        Err(invalid) => {
-            tracing::error!(
-                kind = %K::kind(&()),
-                namespace = invalid.metadata.namespace,
-                name = invalid.metadata.name,
-                error = %invalid.error,
-                "an object can't be read by this version of Keywright and is left out"
-            );
-            None
-        }
-    };
+/// The event with the object in it; none if there is nothing to tell.
+fn opened<K: Watched>(event: Event<Wire<K>>, compact: fn(&mut K)) -> Option<Event<K>> {
     match event {
         Event::Init => Some(Event::Init),
         Event::InitDone => Some(Event::InitDone),
-        Event::InitApply(object) => open(object).map(Event::InitApply),
-        Event::Apply(object) => open(object).map(Event::Apply),
-        Event::Delete(object) => open(object).map(Event::Delete),
+        // One that is not among those of the list is gone when the list is done.
+        Event::InitApply(wire) => wire.open().ok().map(|object| Event::InitApply(compacted(object, compact))),
+        Event::Apply(wire) => match wire.open() {
+            Ok(object) => Some(Event::Apply(compacted(object, compact))),
+            Err(unreadable) if !K::RESTRICTS => unreadable.name().map(Event::Delete),
+            Err(_) => None,
+        },
+        Event::Delete(wire) => wire.name().map(Event::Delete),
+    }
+}
+
+fn compacted<K>(mut object: K, compact: fn(&mut K)) -> K {
+    compact(&mut object);
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::ResourceExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::SecuritySettings;
+
+    fn object<K: Watched>(spec: &Value) -> Wire<K> {
+        let object = json!({"metadata": {"name": "default", "namespace": "shop", "uid": "u"}, "spec": spec});
+        serde_json::from_str(&object.to_string()).unwrap()
+    }
+
+    /// What an event of an object with this spec says: the word for it, and the name of the object.
+    fn said<K: Watched>(event: fn(Wire<K>) -> Event<Wire<K>>, spec: &Value) -> Option<(&'static str, String)> {
+        Some(match opened(event(object::<K>(spec)), |_| {})? {
+            Event::Init => ("Init", String::new()),
+            Event::InitApply(object) => ("InitApply", object.name_any()),
+            Event::InitDone => ("InitDone", String::new()),
+            Event::Apply(object) => ("Apply", object.name_any()),
+            Event::Delete(object) => ("Delete", object.name_any()),
+        })
+    }
+
+    #[test]
+    fn an_object_that_cant_be_read_is_gone_and_so_is_one_that_was_deleted() {
+        let (good, bad) = (json!({"type": "Team"}), json!({"type": "Future"}));
+        let named = |event| Some((event, "default".to_owned()));
+        assert_eq!(said::<ApiKey>(Event::Apply, &good), named("Apply"));
+        assert_eq!(said::<ApiKey>(Event::Apply, &bad), named("Delete"));
+        assert_eq!(said::<ApiKey>(Event::InitApply, &bad), None);
+        assert_eq!(said::<ApiKey>(Event::Delete, &good), named("Delete"));
+        assert_eq!(said::<ApiKey>(Event::Delete, &bad), named("Delete"));
+        let bad = json!({"limits": "Future"});
+        assert_eq!(said::<SecuritySettings>(Event::Apply, &bad), None, "settings restrict: the last ones stay");
+        assert_eq!(said::<SecuritySettings>(Event::Delete, &bad), named("Delete"));
     }
 }

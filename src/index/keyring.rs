@@ -21,7 +21,7 @@ use crate::{
     domain::{
         catalog::Catalog,
         key::Digest,
-        verification::{Standing, standing},
+        verification::{Precedence, Standing, created, standing},
     },
 };
 
@@ -42,9 +42,12 @@ pub struct Size {
     pub digests: usize,
     /// Different sets of permissions.
     pub grants: usize,
-    /// Digests that an older ApiKey has too.
+    /// Digests that another ApiKey has too, which owns them.
     pub duplicates: usize,
-    /// The bytes that all of it occupies.
+    /// Names of permissions and presets that no catalogue has and for which there was no room, counted once for each set
+    /// that lacks one therefore.
+    pub names_left_out: usize,
+    /// The bytes that keys occupy, with everything that is kept on their account. The catalogue is not part of it.
     pub bytes: usize,
 }
 
@@ -55,12 +58,16 @@ struct State {
     namespaces: Interned<Box<str>>,
     users: Interned<Box<str>>,
     grants: Interned<GrantSet>,
+    grant_names: Interned<Name>,
+    /// How many of `grant_names` no catalogue has.
+    unknown_names: usize,
+    names_left_out: usize,
     catalog: Arc<Catalog>,
     numbers: Numbers,
     duplicates: usize,
-    /// The bytes of all names.
-    names: usize,
-    epoch: u32,
+    /// The bytes on the heap of names, users, sets and the like.
+    heap: usize,
+    epoch: u16,
     synced: bool,
 }
 
@@ -70,23 +77,33 @@ struct Record {
     /// When the current value ends, in milliseconds since 1970.
     ends: i64,
     /// The value in overlap, of the few keys that have one.
-    other: Option<Box<(Digest, i64)>>,
+    other: Option<Box<Other>>,
     name: Box<str>,
     namespace: u32,
     user: u32,
     grants: u32,
+    /// When the current value was minted or imported, in seconds since 1970.
+    minted: u32,
     /// In seconds since 1970.
     created: u32,
     /// When a value was last let pass here, in seconds since 1970.
     used: AtomicU32,
     /// The last use that the cluster knows of, likewise.
     reported: AtomicU32,
-    epoch: u32,
+    /// The list that it was last in. Two bytes, so that a record stays as small as it is.
+    epoch: u16,
     key_type: KeyType,
     active: bool,
 }
 
-/// No end, no user.
+/// The value in overlap: as the first fields of a [`Record`].
+struct Other {
+    digest: Digest,
+    ends: i64,
+    minted: u32,
+}
+
+/// No end, no user, no permission.
 const NEVER: i64 = i64::MAX;
 const NOBODY: u32 = u32::MAX;
 
@@ -145,6 +162,18 @@ impl Records {
         Some(record)
     }
 
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
+        self.pieces.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)?.as_mut()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+        self.pieces.iter_mut().flatten().flatten()
+    }
+
+    fn bytes(&self) -> usize {
+        self.pieces.len() * PIECE * size_of::<Option<Record>>() + self.free.capacity() * size_of::<u32>()
+    }
+
     /// Every record with its slot.
     fn iter(&self) -> impl Iterator<Item = (u32, &Record)> {
         (0_u32..).zip(self.pieces.iter().flatten()).filter_map(|(slot, record)| Some((slot, record.as_ref()?)))
@@ -169,22 +198,21 @@ impl<T> Interned<T> {
         Some(&self.entries.get(id as usize)?.as_ref()?.0)
     }
 
-    fn take(
-        &mut self,
-        hash: u64,
-        is: impl Fn(&T) -> bool,
-        make: impl FnOnce() -> T,
-        rehash: impl Fn(&T) -> u64,
-    ) -> u32 {
-        let Self { entries, free, table } = self;
-        let found = table.find(hash, |id| entries[*id as usize].as_ref().is_some_and(|(value, _)| is(value)));
-        if let Some(id) = found.copied() {
-            if let Some((_, uses)) = &mut entries[id as usize] {
-                *uses += 1;
-            }
-            return id;
+    /// The id of what is there already, for one more use of it.
+    fn use_again(&mut self, hash: u64, is: impl Fn(&T) -> bool) -> Option<u32> {
+        let Self { entries, table, .. } = self;
+        let same = |id: &u32| entries[*id as usize].as_ref().is_some_and(|(value, _)| is(value));
+        let id = *table.find(hash, same)?;
+        if let Some((_, uses)) = &mut entries[id as usize] {
+            *uses += 1;
         }
-        let entry = Some((make(), 1));
+        Some(id)
+    }
+
+    /// The id of what is new, with its first use.
+    fn add(&mut self, hash: u64, value: T, rehash: impl Fn(&T) -> u64) -> u32 {
+        let Self { entries, free, table } = self;
+        let entry = Some((value, 1));
         let id = if let Some(id) = free.pop() {
             entries[id as usize] = entry;
             id
@@ -196,30 +224,112 @@ impl<T> Interned<T> {
         id
     }
 
-    fn release(&mut self, id: u32, hash: impl Fn(&T) -> u64) {
-        let Some(Some((value, uses))) = self.entries.get_mut(id as usize) else { return };
+    /// Ends one use; what nobody uses any longer is handed back.
+    fn release(&mut self, id: u32, hash: impl Fn(&T) -> u64) -> Option<T> {
+        let (value, uses) = self.entries.get_mut(id as usize)?.as_mut()?;
         *uses -= 1;
-        if *uses == 0 {
-            let hash = hash(value);
-            if let Ok(entry) = self.table.find_entry(hash, |other| *other == id) {
-                entry.remove();
-            }
-            self.entries[id as usize] = None;
-            self.free.push(id);
+        if *uses > 0 {
+            return None;
         }
+        let hash = hash(value);
+        if let Ok(entry) = self.table.find_entry(hash, |other| *other == id) {
+            entry.remove();
+        }
+        self.free.push(id);
+        self.entries[id as usize].take().map(|(value, _)| value)
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().flatten().map(|(value, _)| value)
     }
 
     fn len(&self) -> usize {
         self.table.len()
     }
+
+    /// Without what the things themselves have on the heap.
+    fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Option<(T, u32)>>()
+            + self.free.capacity() * size_of::<u32>()
+            + table_bytes::<u32>(self.table.capacity())
+    }
 }
 
-/// What some keys may do: as it was granted, and what that comes to by the catalogue.
+/// The bytes of a hash table: seven of eight places can be taken, and each has a byte beside it.
+const fn table_bytes<T>(capacity: usize) -> usize {
+    capacity * 8 / 7 * (size_of::<T>() + 1)
+}
+
+/// What some keys may do: as it was granted, and what that comes to by the catalogue. Bits and numbers, since whoever may
+/// make keys can make each of them have a set of its own, of hundreds of long names.
+#[derive(PartialEq, Eq, Hash)]
+struct Granted {
+    /// The presets, by the ids of their names, in order.
+    presets: Box<[u32]>,
+    /// A bit for the id of the name of each permission, without zeros at the end.
+    permissions: Box<[u64]>,
+}
+
 struct GrantSet {
-    presets: Box<[Box<str>]>,
-    permissions: Box<[Box<str>]>,
+    granted: Granted,
     /// A bit for the number of each permission.
     bits: Box<[u64]>,
+}
+
+impl GrantSet {
+    fn heap(&self) -> usize {
+        size_of_val(&*self.granted.presets) + size_of_val(&*self.granted.permissions) + size_of_val(&*self.bits)
+    }
+}
+
+impl Granted {
+    /// The id of the name of every preset and permission.
+    fn names(&self) -> impl Iterator<Item = u32> {
+        self.presets.iter().copied().chain(ones(&self.permissions))
+    }
+}
+
+/// The name of a preset or permission that some set has.
+struct Name {
+    /// Shared with the catalogue, if that has it.
+    text: Arc<str>,
+    /// Whether a catalogue has it.
+    known: bool,
+    /// The number of the permission of this name.
+    number: u32,
+}
+
+impl Name {
+    /// What `text` means by a catalogue.
+    fn of(text: &str, catalog: &Catalog, numbers: &Numbers, hasher: &RandomState) -> Self {
+        let number = numbers.find(text, hasher);
+        let known = match number {
+            Some(number) => Some(&numbers.names[number as usize]),
+            None => catalog.preset(text).map(|preset| &preset.name),
+        };
+        Self {
+            known: known.is_some(),
+            number: number.unwrap_or(NOBODY),
+            text: known.map_or_else(|| text.into(), Arc::clone),
+        }
+    }
+
+    /// A text that the catalogue has costs nothing here.
+    fn heap(&self) -> usize {
+        if self.known { 0 } else { self.text.len() + 2 * size_of::<usize>() }
+    }
+}
+
+/// How many names that no catalogue has are remembered, so that they count once a catalogue has them: keys and catalogues
+/// are two watches, and either can be ahead. In the status, where they come from, there are only names that some catalogue
+/// had, each of at most 128 bytes.
+const MOST_UNKNOWN: usize = 4096;
+
+/// The places of the ones.
+fn ones(bits: &[u64]) -> impl Iterator<Item = u32> {
+    (0_u32..)
+        .zip(bits)
+        .flat_map(|(word, bits)| (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit))
 }
 
 /// The permissions of the catalogue, numbered.
@@ -245,18 +355,13 @@ impl Numbers {
         self.table.find(folded(hasher, name), same).copied()
     }
 
-    /// The numbers of all that presets and permissions come to. What no catalogue knows any longer is no grant.
-    fn bits(
-        &self,
-        presets: &[Box<str>],
-        permissions: &[Box<str>],
-        catalog: &Catalog,
-        hasher: &RandomState,
-    ) -> Box<[u64]> {
+    /// The numbers of all that a set comes to. What no catalogue knows any longer is no grant.
+    fn bits(&self, granted: &Granted, names: &Interned<Name>, catalog: &Catalog, hasher: &RandomState) -> Box<[u64]> {
         let mut bits = vec![0_u64; self.names.len().div_ceil(64)];
-        let of_presets = presets.iter().filter_map(|name| catalog.preset(name)).flat_map(|preset| &preset.permissions);
-        let names = of_presets.map(|name| &**name).chain(permissions.iter().map(|name| &**name));
-        for number in names.filter_map(|name| self.find(name, hasher)) {
+        let presets = granted.presets.iter().filter_map(|id| catalog.preset(&names.get(*id)?.text));
+        let of_presets = presets.flat_map(|preset| &preset.permissions).filter_map(|name| self.find(name, hasher));
+        let own = ones(&granted.permissions).filter_map(|id| names.get(id)).map(|name| name.number);
+        for number in of_presets.chain(own.filter(|number| *number != NOBODY)) {
             bits[number as usize / 64] |= 1 << (number % 64);
         }
         bits.into()
@@ -287,10 +392,13 @@ impl Default for Keyring {
                 namespaces: Interned::default(),
                 users: Interned::default(),
                 grants: Interned::default(),
+                grant_names: Interned::default(),
+                unknown_names: 0,
+                names_left_out: 0,
                 catalog: Arc::default(),
                 numbers: Numbers::default(),
                 duplicates: 0,
-                names: 0,
+                heap: 0,
                 epoch: 0,
                 synced: false,
             }),
@@ -305,7 +413,14 @@ impl Keyring {
         let mut state = self.write();
         match event {
             // What is known stays in force until the new list is complete.
-            Event::Init => state.epoch = state.epoch.wrapping_add(1),
+            Event::Init => {
+                // A number that a record still has is never that of another list.
+                if state.epoch == u16::MAX {
+                    state.records.iter_mut().for_each(|record| record.epoch = 0);
+                    state.epoch = 0;
+                }
+                state.epoch += 1;
+            }
             Event::InitApply(key) | Event::Apply(key) => state.put(&self.hasher, key),
             Event::InitDone => {
                 let epoch = state.epoch;
@@ -328,12 +443,35 @@ impl Keyring {
         self.write().forget(&self.hasher, namespace, name);
     }
 
+    /// Takes in that a key can't be read: what was known of it works no longer. It keeps the digests that it has, so that
+    /// no other key gets them.
+    pub fn shut(&self, namespace: &str, name: &str) {
+        let mut state = self.write();
+        let epoch = state.epoch;
+        if let Some(slot) = state.slot_of(&self.hasher, namespace, name)
+            && let Some(record) = state.records.get_mut(slot)
+        {
+            record.active = false;
+            record.epoch = epoch;
+        }
+    }
+
     /// Takes in another catalogue: what each set of grants comes to.
     pub fn set_catalog(&self, catalog: Arc<Catalog>) {
         let numbers = Numbers::of(&catalog, &self.hasher);
         let mut state = self.write();
-        for (grants, _) in state.grants.entries.iter_mut().flatten() {
-            grants.bits = numbers.bits(&grants.presets, &grants.permissions, &catalog, &self.hasher);
+        let State { grants, grant_names, unknown_names, heap, .. } = &mut *state;
+        *unknown_names = 0;
+        for name in grant_names.values_mut() {
+            *heap -= name.heap();
+            *name = Name::of(&name.text, &catalog, &numbers, &self.hasher);
+            *heap += name.heap();
+            *unknown_names += usize::from(!name.known);
+        }
+        for (set, _) in grants.entries.iter_mut().flatten() {
+            *heap -= set.heap();
+            set.bits = numbers.bits(&set.granted, grant_names, &catalog, &self.hasher);
+            *heap += set.heap();
         }
         state.numbers = numbers;
         state.catalog = catalog;
@@ -347,8 +485,8 @@ impl Keyring {
 
     /// Looks for the key that has a digest, and hands it to `judge` while nothing can change.
     ///
-    /// If several ApiKeys have it, the oldest owns it, whatever became of that one: who imports somebody's value
-    /// neither takes its key over nor brings it back.
+    /// If several ApiKeys have it, the first of the order of [`Precedence`] owns it, whatever became of that one: an
+    /// ApiKey that names the digest of another neither takes its value over, nor turns it off, nor brings it back.
     pub fn look_up<T>(&self, digest: &Digest, judge: impl FnOnce(&Permissions<'_>, Option<Known<'_>>) -> T) -> T {
         let state = self.read();
         let hash = self.hasher.hash_one(digest);
@@ -357,10 +495,10 @@ impl Keyring {
             .iter_hash(hash)
             .filter(|place| state.digest(**place) == Some(digest))
             .filter_map(|place| Some((*place, state.records.get(place.slot())?)))
-            .min_by_key(|(place, record)| (state.age(record), place.is_other()));
+            .min_by_key(|(place, record)| (state.precedence(*place, record), place.is_other()));
         let known = owner.map(|(place, record)| {
             let ends = match &record.other {
-                Some(other) if place.is_other() => other.1,
+                Some(other) if place.is_other() => other.ends,
                 _ => record.ends,
             };
             Known { state: &state, record, ends }
@@ -373,27 +511,36 @@ impl Keyring {
     pub fn size(&self) -> Size {
         let state = self.read();
         let overlaps = state.by_digest.len() - state.records.len;
-        let table = |capacity: usize, entry: usize| capacity * 8 / 7 * (entry + 1);
         Size {
             keys: state.records.len,
             digests: state.by_digest.len(),
             grants: state.grants.len(),
             duplicates: state.duplicates,
-            bytes: state.records.pieces.len() * PIECE * size_of::<Option<Record>>()
-                + overlaps * size_of::<(Digest, i64)>()
-                + state.names
-                + table(state.by_name.capacity(), size_of::<u32>())
-                + table(state.by_digest.capacity(), size_of::<Place>()),
+            names_left_out: state.names_left_out,
+            bytes: state.records.bytes()
+                + overlaps * size_of::<Other>()
+                + state.heap
+                + table_bytes::<u32>(state.by_name.capacity())
+                + table_bytes::<Place>(state.by_digest.capacity())
+                + state.namespaces.bytes()
+                + state.users.bytes()
+                + state.grants.bytes()
+                + state.grant_names.bytes(),
         }
     }
 
     /// The keys, by namespace and name, that were used since `interval` seconds or more after the last use that the
-    /// cluster knows of; with the time of the use in seconds since 1970. At most `most`.
+    /// cluster knows of; with the time of the use in seconds since 1970. At most `most`. A use that is remembered as later
+    /// than `now`, by a clock that was wrong, was at `now`.
     #[must_use]
-    pub fn used_since(&self, interval: u32, most: usize) -> Vec<(String, String, u32)> {
+    pub fn used_since(&self, interval: u32, most: usize, now: u32) -> Vec<(String, String, u32)> {
         let state = self.read();
         let due = |record: &Record| {
-            let (used, reported) = (record.used.load(Ordering::Relaxed), record.reported.load(Ordering::Relaxed));
+            let (mut used, reported) = (record.used.load(Ordering::Relaxed), record.reported.load(Ordering::Relaxed));
+            if used > now {
+                record.used.fetch_min(now, Ordering::Relaxed);
+                used = now;
+            }
             (used > reported && used - reported >= interval).then_some(used)
         };
         let described = |(_, record): (u32, &Record)| {
@@ -435,7 +582,7 @@ fn names(key: &ApiKey) -> (&str, &str) {
     (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }
 
-/// Seconds since 1970, which a record keeps in four bytes.
+/// Seconds since 1970 of a use, which a record keeps in four bytes. A time that lies beyond them is no use.
 fn seconds(time: Option<Timestamp>) -> u32 {
     time.and_then(|time| u32::try_from(time.as_second()).ok()).unwrap_or_default()
 }
@@ -457,17 +604,21 @@ impl State {
 
     fn digest(&self, place: Place) -> Option<&Digest> {
         let record = self.records.get(place.slot())?;
-        if place.is_other() { record.other.as_ref().map(|other| &other.0) } else { Some(&record.digest) }
+        if place.is_other() { record.other.as_ref().map(|other| &other.digest) } else { Some(&record.digest) }
     }
 
-    /// The order of age; of the same second, that of the names, so that every replica sees the same one first.
-    fn age<'a>(&'a self, record: &'a Record) -> (u32, Option<&'a str>, &'a str) {
-        (record.created, self.namespaces.get(record.namespace).map(|name| &**name), &record.name)
+    fn precedence<'a>(&'a self, place: Place, record: &'a Record) -> Precedence<'a> {
+        let minted = match &record.other {
+            Some(other) if place.is_other() => other.minted,
+            _ => record.minted,
+        };
+        let namespace = self.namespaces.get(record.namespace).map_or("", |name| name);
+        Precedence { minted, created: record.created, namespace, name: &record.name }
     }
 
     fn put(&mut self, hasher: &RandomState, key: &ApiKey) {
         let (namespace, name) = names(key);
-        let created = seconds(key.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        let created = created(key);
         let mut used = 0;
         if let Some(slot) = self.slot_of(hasher, namespace, name) {
             // Another key of the same name was not used yet.
@@ -479,27 +630,24 @@ impl State {
             self.remove(hasher, slot);
         }
         let standing = standing(key);
-        let mut tokens =
-            standing.tokens.iter().map(|(digest, end)| (*digest, end.map_or(NEVER, Timestamp::as_millisecond)));
+        let mut values = standing.values.iter().map(|value| Other {
+            digest: value.digest,
+            ends: value.ends.map_or(NEVER, Timestamp::as_millisecond),
+            minted: value.minted,
+        });
         // A key without a value is nobody's concern until it has one.
-        let Some((digest, ends)) = tokens.next() else { return };
-        let other = tokens.next().map(Box::new);
+        let Some(Other { digest, ends, minted }) = values.next() else { return };
+        let other = values.next().map(Box::new);
         let owner = key.spec.user.as_deref().filter(|_| key.spec.key_type == KeyType::Personal);
         let record = Record {
             digest,
             ends,
             other,
             name: name.into(),
-            namespace: self.namespaces.take(
-                hasher.hash_one(namespace),
-                |n| **n == *namespace,
-                || namespace.into(),
-                |n| hasher.hash_one(&**n),
-            ),
-            user: owner.map_or(NOBODY, |user| {
-                self.users.take(hasher.hash_one(user), |u| **u == *user, || user.into(), |u| hasher.hash_one(&**u))
-            }),
+            namespace: take_text(&mut self.namespaces, &mut self.heap, hasher, namespace),
+            user: owner.map_or(NOBODY, |user| take_text(&mut self.users, &mut self.heap, hasher, user)),
             grants: self.take_grants(hasher, &standing),
+            minted,
             created,
             used: AtomicU32::new(used),
             reported: AtomicU32::new(seconds(
@@ -513,26 +661,71 @@ impl State {
     }
 
     fn take_grants(&mut self, hasher: &RandomState, standing: &Standing<'_>) -> u32 {
-        let same = |known: &[Box<str>], names: &[&str]| {
-            known.len() == names.len() && known.iter().zip(names).all(|(known, name)| **known == **name)
-        };
-        let owned = |names: &[&str]| -> Box<[Box<str>]> { names.iter().map(|name| Box::from(*name)).collect() };
-        let Self { grants, numbers, catalog, .. } = self;
-        grants.take(
-            hasher.hash_one((&standing.presets, &standing.permissions)),
-            |known| same(&known.presets, &standing.presets) && same(&known.permissions, &standing.permissions),
-            || {
-                let (presets, permissions) = (owned(&standing.presets), owned(&standing.permissions));
-                let bits = numbers.bits(&presets, &permissions, catalog, hasher);
-                GrantSet { presets, permissions, bits }
-            },
-            |known| hasher.hash_one((&known.presets, &known.permissions)),
-        )
+        let mut presets: Vec<_> = standing.presets.iter().filter_map(|name| self.take_name(hasher, name)).collect();
+        let mut permissions: Vec<u64> = vec![];
+        for name in &standing.permissions {
+            let Some(id) = self.take_name(hasher, name) else { continue };
+            let (word, bit) = (id as usize / 64, 1 << (id % 64));
+            if permissions.len() <= word {
+                permissions.resize(word + 1, 0);
+            }
+            if permissions[word] & bit == 0 {
+                permissions[word] |= bit;
+            } else {
+                self.release_name(hasher, id);
+            }
+        }
+        presets.sort_unstable();
+        let granted = Granted { presets: presets.into(), permissions: permissions.into() };
+        let hash = hasher.hash_one(&granted);
+        if let Some(id) = self.grants.use_again(hash, |known| known.granted == granted) {
+            // A set uses each of its names once, however many keys have the set.
+            granted.names().for_each(|id| self.release_name(hasher, id));
+            return id;
+        }
+        let Self { grants, grant_names, numbers, catalog, heap, .. } = self;
+        let bits = numbers.bits(&granted, grant_names, catalog, hasher);
+        let set = GrantSet { granted, bits };
+        *heap += set.heap();
+        grants.add(hash, set, |known| hasher.hash_one(&known.granted))
+    }
+
+    /// The id of a name; none if no catalogue has it and there is no room for it.
+    fn take_name(&mut self, hasher: &RandomState, text: &str) -> Option<u32> {
+        let Self { grant_names, unknown_names, names_left_out, numbers, catalog, heap, .. } = self;
+        let hash = folded(hasher, text);
+        if let Some(id) = grant_names.use_again(hash, |known| known.text.eq_ignore_ascii_case(text)) {
+            return Some(id);
+        }
+        let name = Name::of(text, catalog, numbers, hasher);
+        if !name.known {
+            if *unknown_names >= MOST_UNKNOWN {
+                *names_left_out += 1;
+                return None;
+            }
+            *unknown_names += 1;
+        }
+        *heap += name.heap();
+        Some(grant_names.add(hash, name, |name| folded(hasher, &name.text)))
+    }
+
+    fn release_name(&mut self, hasher: &RandomState, id: u32) {
+        if let Some(name) = self.grant_names.release(id, |name| folded(hasher, &name.text)) {
+            self.heap -= name.heap();
+            self.unknown_names -= usize::from(!name.known);
+        }
+    }
+
+    fn release_grants(&mut self, hasher: &RandomState, id: u32) {
+        if let Some(set) = self.grants.release(id, |known| hasher.hash_one(&known.granted)) {
+            self.heap -= set.heap();
+            set.granted.names().for_each(|id| self.release_name(hasher, id));
+        }
     }
 
     fn insert(&mut self, hasher: &RandomState, namespace: &str, record: Record) {
         let by_name = hasher.hash_one((namespace, &*record.name));
-        self.names += record.name.len();
+        self.heap += record.name.len();
         let has_other = record.other.is_some();
         let slot = self.records.insert(record);
         let Self { records, namespaces, .. } = self;
@@ -551,7 +744,7 @@ impl State {
             self.by_digest.insert_unique(hash, place, |place| {
                 let record = records.get(place.slot());
                 record.map_or(0, |record| match &record.other {
-                    Some(other) if place.is_other() => hasher.hash_one(other.0),
+                    Some(other) if place.is_other() => hasher.hash_one(other.digest),
                     _ => hasher.hash_one(record.digest),
                 })
             });
@@ -586,11 +779,23 @@ impl State {
             entry.remove();
         }
         let Some(record) = self.records.remove(slot) else { return };
-        self.names -= record.name.len();
-        self.namespaces.release(record.namespace, |name| hasher.hash_one(&**name));
-        self.users.release(record.user, |name| hasher.hash_one(&**name));
-        self.grants.release(record.grants, |known| hasher.hash_one((&known.presets, &known.permissions)));
+        self.heap -= record.name.len();
+        for (texts, id) in [(&mut self.namespaces, record.namespace), (&mut self.users, record.user)] {
+            if let Some(text) = texts.release(id, |text| hasher.hash_one(&**text)) {
+                self.heap -= text.len();
+            }
+        }
+        self.release_grants(hasher, record.grants);
     }
+}
+
+/// The id of a text that many keys have in common.
+fn take_text(texts: &mut Interned<Box<str>>, heap: &mut usize, hasher: &RandomState, text: &str) -> u32 {
+    let hash = hasher.hash_one(text);
+    texts.use_again(hash, |known| **known == *text).unwrap_or_else(|| {
+        *heap += text.len();
+        texts.add(hash, text.into(), |known| hasher.hash_one(&**known))
+    })
 }
 
 /// A key that was found.
@@ -749,6 +954,7 @@ pub(crate) mod tests {
         keys.apply(&Event::Delete(key("shop", "k", 1, &[2])));
         assert_eq!(owner(&keys, 2), None);
         assert_eq!(Size { bytes: 0, ..keys.size() }, Size::default());
+        assert_eq!(keys.read().heap, 0);
     }
 
     #[test]
@@ -770,26 +976,200 @@ pub(crate) mod tests {
         }
     }
 
+    /// A key whose values were minted at a time of their own.
+    fn minted(mut key: ApiKey, second: i64) -> ApiKey {
+        for token in &mut key.status.as_mut().unwrap().tokens {
+            token.minted_at = Time(at(second));
+        }
+        key
+    }
+
     #[test]
-    fn the_oldest_key_with_a_value_owns_it_whatever_became_of_it() {
-        let young = || key("a", "young", 20, &[1]);
-        let mut old = key("z", "old", 10, &[1]);
-        for order in [[young(), old.clone()], [old.clone(), young()]] {
+    fn the_key_for_which_a_digest_was_written_first_owns_it_whatever_became_of_it() {
+        // The attacker's object is older, and its name comes first.
+        let thief = || minted(key("a", "thief", 1, &[1]), 20);
+        let owners = || minted(key("z", "owner", 15, &[1]), 15);
+        let change = |change: fn(&mut ApiKey)| {
+            let mut key = owners();
+            change(&mut key);
+            key
+        };
+        let inactive = change(|key| key.spec.active = Some(false));
+        let deleted = change(|key| key.metadata.deletion_timestamp = Some(Time(at(30))));
+        let pending = change(|key| key.status.as_mut().unwrap().state = Some(KeyState::Pending));
+        for order in [[thief(), owners()], [owners(), thief()]] {
             let keys = Keyring::default();
             for key in order {
                 keys.apply(&Event::Apply(key));
             }
-            assert_eq!(owner(&keys, 1).as_deref(), Some("z/old"));
+            assert_eq!(owner(&keys, 1).as_deref(), Some("z/owner"));
             assert_eq!(keys.size().duplicates, 1);
-            old.spec.active = Some(false);
-            keys.apply(&Event::Apply(old.clone()));
+            for unusable in [&inactive, &deleted, &pending] {
+                keys.apply(&Event::Apply(unusable.clone()));
+                let (name, active, _) = look(&keys, 1).unwrap();
+                assert_eq!((name.as_str(), active), ("z/owner", false), "a twin does not bring a revoked value back");
+            }
+            let expired = change(|key| key.spec.expires_at = Some(at(40).to_string()));
+            keys.apply(&Event::Apply(expired));
+            let ends = keys.look_up(&digest(1), |_, known| known.unwrap().ends());
+            assert_eq!(ends, Some(40_000), "nor one that expired");
+            keys.apply(&Event::Apply(owners()));
+            // A twin that is inactive does not turn the owner off.
+            let mut off = thief();
+            off.spec.active = Some(false);
+            keys.apply(&Event::Apply(off.clone()));
+            assert_eq!(look(&keys, 1).map(|(name, active, _)| (name, active)), Some(("z/owner".to_owned(), true)));
+            keys.apply(&Event::Delete(owners()));
             let (name, active, _) = look(&keys, 1).unwrap();
-            assert_eq!((name.as_str(), active), ("z/old", false), "a twin does not bring a revoked value back");
-            keys.apply(&Event::Delete(old.clone()));
-            assert_eq!(owner(&keys, 1).as_deref(), Some("a/young"));
+            assert_eq!((name.as_str(), active), ("a/thief", false), "only if it is active by itself");
+            keys.apply(&Event::Apply(thief()));
+            assert_eq!(look(&keys, 1).map(|(name, active, _)| (name, active)), Some(("a/thief".to_owned(), true)));
             assert_eq!(keys.size().duplicates, 0);
-            old.spec.active = None;
         }
+    }
+
+    #[test]
+    fn the_value_in_overlap_has_a_time_of_its_own() {
+        let keys = Keyring::default();
+        let mut rotated = key("z", "owner", 1, &[2, 1]);
+        rotated.status.as_mut().unwrap().tokens[0].minted_at = Time(at(100));
+        keys.apply(&Event::Apply(rotated));
+        keys.apply(&Event::Apply(minted(key("a", "thief", 1, &[1]), 50)));
+        assert_eq!(owner(&keys, 1).as_deref(), Some("z/owner"));
+        keys.apply(&Event::Apply(minted(key("a", "thief", 1, &[2]), 50)));
+        assert_eq!(owner(&keys, 2).as_deref(), Some("a/thief"), "written for it first");
+    }
+
+    #[test]
+    fn digests_of_the_same_second_are_told_apart_by_the_age_of_the_keys_then_by_their_names() {
+        let keys = Keyring::default();
+        keys.apply(&Event::Apply(minted(key("a", "young", 20, &[1]), 30)));
+        keys.apply(&Event::Apply(minted(key("z", "old", 10, &[1]), 30)));
+        assert_eq!(owner(&keys, 1).as_deref(), Some("z/old"));
+        keys.apply(&Event::Apply(minted(key("b", "old", 10, &[1]), 30)));
+        assert_eq!(owner(&keys, 1).as_deref(), Some("b/old"));
+        // A time that four bytes don't hold is no way to be the first.
+        keys.apply(&Event::Apply(minted(key("a", "late", 5, &[1]), 10_000_000_000)));
+        assert_eq!(owner(&keys, 1).as_deref(), Some("b/old"));
+    }
+
+    #[test]
+    fn a_key_that_cant_be_read_keeps_its_digests_and_works_for_nobody() {
+        let keys = Keyring::default();
+        keys.apply(&Event::Apply(key("shop", "k", 1, &[1])));
+        keys.shut("shop", "k");
+        keys.shut("shop", "never heard of");
+        assert_eq!(look(&keys, 1).map(|(name, active, _)| (name, active)), Some(("shop/k".to_owned(), false)));
+    }
+
+    /// Lists that break off, so many that their numbers start over, forget nothing and keep nothing alive.
+    #[test]
+    fn the_numbers_of_lists_start_over_without_a_key_coming_back() {
+        let keys = Keyring::default();
+        for event in [Event::Init, Event::InitApply(key("shop", "gone", 1, &[1])), Event::InitDone] {
+            keys.apply(&event);
+        }
+        // The list that "gone" was in has this number again, if there were no more than 65,536.
+        for _ in 0..=u16::MAX {
+            keys.apply(&Event::Init);
+        }
+        keys.apply(&Event::InitApply(key("shop", "stays", 1, &[2])));
+        keys.apply(&Event::InitDone);
+        assert_eq!((owner(&keys, 1), owner(&keys, 2)), (None, Some("shop/stays".into())));
+    }
+
+    #[test]
+    fn a_record_is_as_small_as_ever() {
+        assert!(size_of::<Option<Record>>() <= 96, "{}", size_of::<Option<Record>>());
+    }
+
+    /// A catalogue of these many permissions.
+    fn large_catalog(permissions: usize) -> Arc<Catalog> {
+        let permissions = (0..permissions).map(|n| permission(&long_name(n), false)).collect();
+        Arc::new(Catalog::merge([("all", &catalog_spec(permissions, vec![]))]).0)
+    }
+
+    /// As long as names may be.
+    fn long_name(number: usize) -> String {
+        format!("{:0>120}:Action{number}", "resource")
+    }
+
+    /// A key with a value and these permissions.
+    fn key_with(number: usize, permissions: Vec<String>) -> ApiKey {
+        let mut key = key("shop", &format!("k{number}"), 1, &[]);
+        key.spec.presets.clear();
+        key.spec.permissions = permissions.clone();
+        let status = key.status.as_mut().unwrap();
+        status.presets.clear();
+        status.permissions = permissions;
+        let digest = Digest::of(&number.to_le_bytes());
+        let (id, sha256) = (digest.id(), digest.to_string());
+        status.tokens = vec![Token { id, sha256, generation: None, minted_at: Time(at(1)), expires_at: None }];
+        key
+    }
+
+    /// 2,700 keys with sets of their own, some 300 names of 128 bytes in each: what `edit` in one namespace can make.
+    #[test]
+    fn thousands_of_different_sets_of_hundreds_of_names_are_small() {
+        const KEYS: usize = 2700;
+        let keys = Keyring::default();
+        keys.set_catalog(large_catalog(600));
+        let empty = keys.size().bytes;
+        let mut names = 0;
+        for number in 0..KEYS {
+            // Half of 600 by chance, no two alike.
+            let mut state = number as u64;
+            let mut chance = |_: &usize| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state >> 63 == 1
+            };
+            let permissions: Vec<_> = (0..600).filter(|n| chance(n)).map(long_name).collect();
+            names += permissions.iter().map(|name| name.len() + size_of::<Box<str>>()).sum::<usize>();
+            keys.apply(&Event::Apply(key_with(number, permissions)));
+        }
+        let size = keys.size();
+        assert_eq!(size.grants, KEYS);
+        let each = (size.bytes - empty) / KEYS;
+        println!(
+            "{KEYS} keys, {} sets of 300 names: {each} bytes a key; the names alone: {}",
+            size.grants,
+            names / KEYS
+        );
+        assert!(each < 600, "{each} bytes a key");
+        for number in 0..KEYS {
+            keys.forget("shop", &format!("k{number}"));
+        }
+        assert_eq!((keys.size().grants, keys.read().grant_names.len()), (0, 0));
+        assert_eq!((keys.read().heap, keys.read().unknown_names), (0, 0), "all of it is given back");
+    }
+
+    #[test]
+    fn names_that_no_catalogue_has_take_a_bounded_room_and_count_when_one_has_them() {
+        let keys = Keyring::default();
+        for number in 0..MOST_UNKNOWN / 100 + 10 {
+            let names = (0..100).map(|n| format!("unknown-{number}:{n}")).collect();
+            keys.apply(&Event::Apply(key_with(number, names)));
+        }
+        let size = keys.size();
+        assert_eq!(keys.read().unknown_names, MOST_UNKNOWN);
+        assert_eq!(size.names_left_out, (MOST_UNKNOWN / 100 + 10) * 100 - MOST_UNKNOWN);
+        // What a catalogue has is never left out, whatever else there is.
+        keys.set_catalog(large_catalog(3));
+        keys.apply(&Event::Apply(key_with(1_000_000, vec![long_name(0), "unknown:x".to_owned()])));
+        let has = |number: usize, name: &str| {
+            keys.look_up(&Digest::of(&number.to_le_bytes()), |permissions, known| {
+                permissions.has(&known.unwrap(), name)
+            })
+        };
+        assert_eq!(has(1_000_000, &long_name(0)), Some(true));
+        let late = catalog_spec(vec![permission("unknown-0:7", false)], vec![]);
+        keys.set_catalog(Arc::new(Catalog::merge([("late", &late)]).0));
+        assert_eq!((has(0, "unknown-0:7"), has(1, "unknown-0:7")), (Some(true), Some(false)));
+        assert_eq!(keys.read().unknown_names, MOST_UNKNOWN, "one is known now, and one is not any longer");
+        for number in (0..MOST_UNKNOWN / 100 + 10).chain([1_000_000]) {
+            keys.forget("shop", &format!("k{number}"));
+        }
+        assert_eq!((keys.read().heap, keys.read().unknown_names, keys.read().grant_names.len()), (0, 0, 0));
     }
 
     #[test]
@@ -816,23 +1196,35 @@ pub(crate) mod tests {
         let keys = Keyring::default();
         keys.apply(&Event::Apply(key("shop", "k", 1, &[1])));
         let touch = |second| keys.look_up(&digest(1), |_, known| known.unwrap().touch(at(second)));
-        assert_eq!(keys.used_since(3600, 10), []);
+        let used_since = |interval, most| keys.used_since(interval, most, 1_000_000);
+        assert_eq!(used_since(3600, 10), []);
         touch(10_000);
         let due = ("shop".to_owned(), "k".to_owned(), 10_000);
-        assert_eq!(keys.used_since(3600, 10), [due]);
+        assert_eq!(used_since(3600, 10), [due]);
         assert!(keys.is_unreported("shop", "k", 10_000, 3600));
         keys.reported("shop", "k", 10_000);
         touch(13_000);
-        assert_eq!(keys.used_since(3600, 10), [], "told less than an hour ago");
+        assert_eq!(used_since(3600, 10), [], "told less than an hour ago");
         touch(13_700);
         // Another replica tells, and the watch brings it here.
         let mut told = key("shop", "k", 1, &[1]);
         told.status.as_mut().unwrap().last_used_at = Some(Time(at(11_000)));
         keys.apply(&Event::Apply(told));
-        assert_eq!(keys.used_since(3600, 10), []);
-        assert_eq!(keys.used_since(2000, 10).len(), 1, "what was used is still known");
+        assert_eq!(used_since(3600, 10), []);
+        assert_eq!(used_since(2000, 10).len(), 1, "what was used is still known");
         keys.apply(&Event::Apply(key("shop", "k", 2, &[1])));
-        assert_eq!(keys.used_since(0, 10), [], "another key of the same name was not used");
+        assert_eq!(used_since(0, 10), [], "another key of the same name was not used");
+    }
+
+    #[test]
+    fn a_use_in_the_future_was_now() {
+        let keys = Keyring::default();
+        keys.apply(&Event::Apply(key("shop", "k", 1, &[1])));
+        keys.look_up(&digest(1), |_, known| known.unwrap().touch(at(4_000_000_000)));
+        let due = ("shop".to_owned(), "k".to_owned(), 10_000);
+        assert_eq!(keys.used_since(3600, 10, 10_000), [due]);
+        keys.reported("shop", "k", 10_000);
+        assert_eq!(keys.used_since(3600, 10, 50_000), [], "it was used once");
     }
 
     #[derive(Clone, Debug)]

@@ -282,11 +282,18 @@ impl Claims {
 
     fn remove(&mut self, key: &ApiKey) {
         let id = (key.namespace().unwrap_or_default(), secret_ref(key).name);
-        if let Some(claims) = self.by_secret.get_mut(&id) {
-            claims.retain(|c| c.name != key.name_any());
+        let own = |claim: &Claim| claim.name == key.name_any();
+        if let Some(claims) = self.by_secret.get_mut(&id).filter(|claims| claims.iter().any(own)) {
+            claims.retain(|claim| !own(claim));
             if claims.is_empty() {
                 self.by_secret.remove(&id);
             }
+        } else {
+            // A key that can't be read any longer does not say which Secret it claimed.
+            self.by_secret.retain(|(namespace, _), claims| {
+                claims.retain(|claim| *namespace != id.0 || !own(claim));
+                !claims.is_empty()
+            });
         }
     }
 }
@@ -340,6 +347,16 @@ mod tests {
         assert_eq!(index.rival("shop", &young, true), None);
         assert_eq!(index.rival("shop", &twin, true).as_deref(), Some("a"));
         assert_eq!(index.others_like("shop", &young), ["b"]);
+    }
+
+    #[test]
+    fn a_key_that_cant_be_read_claims_nothing() {
+        let index = Index::default();
+        index.apply_key(&Event::Apply(key("old", "s", 1)));
+        let mut unreadable = key("old", "s", 1);
+        unreadable.spec.secret = None;
+        index.apply_key(&Event::Delete(unreadable));
+        assert_eq!(index.rival("shop", &key("young", "s", 2), true), None);
     }
 
     #[test]

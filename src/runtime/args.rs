@@ -207,6 +207,20 @@ pub struct VerifierArgs {
     )]
     pub introspection_permission: String,
 
+    /// The permission with which a key introspects keys of every namespace; without it, those of its own. Of the chart's
+    /// catalogues, `keywright` has it. off means that no key does.
+    #[arg(
+        long,
+        env = "KEYWRIGHT_INTROSPECTION_CLUSTER_PERMISSION",
+        default_value = "api-keys:IntrospectAll",
+        value_parser = parse_introspection_permission
+    )]
+    pub introspection_cluster_permission: String,
+
+    /// Tell a client the name and the namespace of its ApiKey when its request may not pass. Otherwise it is told the id.
+    #[arg(long, env = "KEYWRIGHT_TELL_KEY_NAMES")]
+    pub tell_key_names: bool,
+
     /// How often the last use of a key is written to its status. 0s for never: then no right to patch apikeys/status is
     /// needed.
     #[arg(long, env = "KEYWRIGHT_LAST_USED_INTERVAL", default_value = "1h", value_parser = parse_duration_or_zero)]

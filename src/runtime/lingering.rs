@@ -8,6 +8,7 @@ use std::{
     future::{Future, Ready},
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,6 +20,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::{listener::Placed, places::Seat};
+
 /// How much of a peer's request is still taken, and thrown away: proxies written in Go take heads of 1 MB by default.
 const MOST: usize = 2 << 20;
 
@@ -29,20 +32,23 @@ const LONGEST: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LingeringAcceptor;
 
-impl<S> Accept<TcpStream, S> for LingeringAcceptor {
+impl<S> Accept<TcpStream, Placed<S>> for LingeringAcceptor {
     type Stream = Lingering;
-    type Service = S;
-    type Future = Ready<io::Result<(Lingering, S)>>;
+    type Service = Placed<S>;
+    type Future = Ready<io::Result<(Lingering, Placed<S>)>>;
 
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        std::future::ready(stream.set_nodelay(true).map(|()| (Lingering { stream, rest: None }, service)))
+    fn accept(&self, stream: TcpStream, service: Placed<S>) -> Self::Future {
+        let seat = Arc::clone(service.seat());
+        std::future::ready(stream.set_nodelay(true).map(|()| (Lingering { stream, seat, rest: None }, service)))
     }
 }
 
-/// A connection that goes on reading when its writing side is shut down, until the peer closes too, or a bound is met.
+/// A connection that goes on reading when its writing side is shut down, until the peer closes too, or a bound is met. It
+/// breaks off when its place is given to another.
 #[derive(Debug)]
 pub(super) struct Lingering {
     stream: TcpStream,
+    seat: Arc<Seat>,
     /// Since the writing side is shut down.
     rest: Option<Rest>,
 }
@@ -56,7 +62,7 @@ struct Rest {
 
 impl AsyncWrite for Lingering {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, rest } = self.get_mut();
+        let Self { stream, seat, rest } = self.get_mut();
         let rest = if let Some(rest) = rest {
             rest
         } else {
@@ -64,9 +70,10 @@ impl AsyncWrite for Lingering {
             rest.insert(Rest { bytes: MOST, until: Box::pin(sleep(LONGEST)) })
         };
         let mut buffer = [0; 16 << 10];
-        while rest.bytes > 0 {
+        while rest.bytes > 0 && !seat.is_gone() {
             let mut buffer = ReadBuf::new(&mut buffer);
             match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
+                Poll::Pending if seat.is_gone_or_wakes(context.waker()) => break,
                 Poll::Pending => return rest.until.as_mut().poll(context).map(Ok),
                 // Closed by the peer, in one way or another.
                 Poll::Ready(result) if result.is_err() || buffer.filled().is_empty() => break,
@@ -77,7 +84,8 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+        let Self { stream, seat, .. } = self.get_mut();
+        unless_gone(seat, context, |context| Pin::new(stream).poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -85,7 +93,8 @@ impl AsyncWrite for Lingering {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+        let Self { stream, seat, .. } = self.get_mut();
+        unless_gone(seat, context, |context| Pin::new(stream).poll_write_vectored(context, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -99,6 +108,21 @@ impl AsyncWrite for Lingering {
 
 impl AsyncRead for Lingering {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let Self { stream, seat, .. } = self.get_mut();
+        unless_gone(seat, context, |context| Pin::new(stream).poll_read(context, buffer))
     }
+}
+
+/// Reads or writes, until the place of the connection is given to another.
+fn unless_gone<T>(
+    seat: &Seat,
+    context: &mut Context<'_>,
+    act: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> Poll<io::Result<T>> {
+    let gone = || Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+    if seat.is_gone() {
+        return gone();
+    }
+    let done = act(context);
+    if done.is_pending() && seat.is_gone_or_wakes(context.waker()) { gone() } else { done }
 }

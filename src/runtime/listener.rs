@@ -1,16 +1,15 @@
 //! Listeners, and what their peers can take of them: the verifier's front ends, the webhook and the health ports alike.
 //!
 //! Whoever reaches a port can hold connections open, trickle heads or bodies, or ask for many streams. Each of these ends
-//! at a bound, so that memory does, and so that those who are in go on being answered.
+//! at a bound, so that memory does, and so that others are answered: [`Places`] bounds connections, [`Bodies`] what is held
+//! of bodies. When a bound is reached, the peer that was waited for the longest makes room.
 
 use std::{
     convert::Infallible,
-    fmt, io,
+    io,
     net::{SocketAddr, TcpListener},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,16 +24,30 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
-use super::{Fatal, lingering::LingeringAcceptor};
+use super::{
+    Fatal,
+    lingering::LingeringAcceptor,
+    places::{Place, Seat, Working},
+};
+pub use super::{
+    bodies::{Bodies, Received, Unread},
+    places::{Full, Places},
+};
 
 /// How many requests of one HTTP/2 connection are under way; a peer with more opens another.
 const STREAMS: u32 = 128;
 
 /// The largest head of a request. Proxies allow no more themselves, and a client can't make us hold more.
 const LARGEST_HEAD: usize = 64 << 10;
+
+/// How much of one body, and of all bodies of one HTTP/2 connection, a peer may send before any of it is read (RFC 9113,
+/// section 6.9.1), and how much of the answers is kept for a peer that does not take them. It is read at once, so that a small
+/// window makes nothing slow.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 128 << 10;
+const SEND_BUFFER: usize = 64 << 10;
 
 /// How long a new connection may take until its first request is there, and a request until it is complete.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,79 +57,59 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// connection that is just being closed gets no answer.
 const IDLE: Duration = Duration::from_mins(3);
 
-/// How many connections a listener has at a time. Who comes when all places are taken is turned away at once: a proxy
-/// that is told so soon can ask another replica, one that waits can't.
-pub struct Places {
-    free: Arc<Semaphore>,
-    all: usize,
-    turned_away: AtomicU64,
-}
-
-impl fmt::Debug for Places {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} places", self.taken(), self.all)
-    }
-}
-
-/// Every place is taken.
-#[derive(Debug, thiserror::Error)]
-#[error("as many connections are open as may be")]
-pub struct Full;
-
-impl Places {
-    /// Places for so many connections.
-    #[must_use]
-    pub fn new(all: usize) -> Arc<Self> {
-        let all = all.min(Semaphore::MAX_PERMITS);
-        Arc::new(Self { free: Arc::new(Semaphore::new(all)), all, turned_away: AtomicU64::new(0) })
-    }
-
-    /// How many connections there are.
-    #[must_use]
-    pub fn taken(&self) -> usize {
-        self.all - self.free.available_permits()
-    }
-
-    /// How many there could not be.
-    #[must_use]
-    pub fn turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
-    }
-
-    fn take(&self) -> Result<OwnedSemaphorePermit, Full> {
-        Arc::clone(&self.free).try_acquire_owned().map_err(|_| {
-            let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
-            // Said, but not as often as somebody likes to hear it.
-            if count.is_power_of_two() {
-                tracing::warn!(
-                    places = self.all,
-                    turned_away = count,
-                    "connections are turned away: all places are taken"
-                );
-            }
-            Full
-        })
-    }
-}
-
 /// A service that has a place for as long as its connection lasts.
 #[derive(Clone)]
-struct Placed<S> {
+pub(super) struct Placed<S> {
     service: S,
-    _place: Arc<OwnedSemaphorePermit>,
+    place: Arc<Place>,
 }
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Placed<S> {
+impl<S> Placed<S> {
+    pub(super) fn seat(&self) -> &Arc<Seat> {
+        self.place.seat()
+    }
+}
+
+impl<S> Service<Request<Incoming>> for Placed<S>
+where
+    S: Service<Request<Incoming>>,
+    S::Future: Unpin,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = AtWork<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> S::Future {
-        self.service.call(request)
+    fn call(&mut self, mut request: Request<Incoming>) -> AtWork<S::Future> {
+        let working = if request.body().is_end_stream() {
+            Some(self.seat().work())
+        } else {
+            // Until the body is there, the connection waits for its peer; see `Bodies::receive`.
+            request.extensions_mut().insert(Arc::clone(self.seat()));
+            None
+        };
+        AtWork { answer: self.service.call(request), working }
+    }
+}
+
+/// An answer that is being made. Its connection is at work until it is there.
+pub(super) struct AtWork<F> {
+    answer: F,
+    working: Option<Working>,
+}
+
+impl<F: Future + Unpin> Future for AtWork<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let answer = Pin::new(&mut self.answer).poll(context);
+        if answer.is_ready() {
+            self.working = None;
+        }
+        answer
     }
 }
 
@@ -142,14 +135,14 @@ pub async fn serve<S, B>(
 ) -> io::Result<()>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
+    S::Future: Send + Unpin + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let make = tower::service_fn(move |_: SocketAddr| {
         let place = places.take();
-        std::future::ready(place.map(|place| Placed { service: service(), _place: Arc::new(place) }))
+        std::future::ready(place.map(|place| Placed { service: service(), place: Arc::new(place) }))
     });
     let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(PATIENCE);
     bound(server.http_builder());
@@ -168,6 +161,8 @@ fn bound(builder: &mut Builder<TokioExecutor>) {
     let largest = u32::try_from(LARGEST_HEAD).unwrap_or(u32::MAX);
     let mut http2 = builder.http2();
     http2.timer(TokioTimer::new()).max_header_list_size(largest).max_concurrent_streams(STREAMS);
+    http2.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+    http2.max_send_buf_size(SEND_BUFFER);
     // A peer that is gone without a word is noticed.
     http2.keep_alive_interval(IDLE / 6).keep_alive_timeout(PATIENCE);
 }

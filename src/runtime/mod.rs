@@ -1,6 +1,7 @@
 //! The edges of the process: arguments, wiring, listeners, election, readiness, shutdown, telemetry, metrics and the clock.
 
 pub mod args;
+mod bodies;
 pub mod clock;
 pub mod health;
 pub mod lease;
@@ -8,6 +9,7 @@ mod lingering;
 pub mod listener;
 pub mod metrics;
 pub mod operator;
+mod places;
 pub mod telemetry;
 pub mod verifier;
 pub mod verifier_metrics;

@@ -42,6 +42,7 @@ use crate::{
         export::{self, Exporter},
         key_reveal, permission_catalog,
     },
+    domain::export::is_same,
     index::{Index, feed},
     sealing::Keeper,
 };
@@ -246,18 +247,23 @@ async fn feed_keys(
     changed: [Arc<Notify>; 2],
 ) {
     let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
-    let known = writer.as_reader();
+    let store = writer.as_reader();
     while let Some(event) = events.next().await {
+        // A last use that was written is no news for the export, nor for who reports on policies.
+        let is_news = match &event {
+            Event::Apply(key) => store.get(&reference(key)).is_none_or(|known| !is_same(&known, key)),
+            _ => true,
+        };
         context.index.apply_key(&event);
         if let Event::Apply(key) | Event::Delete(key) = &event {
             let after = matches!(event, Event::Apply(_)).then_some(key);
-            context.index.digests.replace(known.get(&reference(key)).as_deref(), after);
+            context.index.digests.replace(store.get(&reference(key)).as_deref(), after);
         }
         writer.apply_watcher_event(&event);
         if matches!(event, Event::InitDone) {
-            context.index.digests.reset(known.state().iter().map(AsRef::as_ref));
+            context.index.digests.reset(store.state().iter().map(AsRef::as_ref));
         }
-        for changed in &changed {
+        for changed in changed.iter().filter(|_| is_news) {
             changed.notify_one();
         }
         match &event {

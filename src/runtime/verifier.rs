@@ -19,7 +19,7 @@ use super::{
     args::VerifierArgs,
     clock::Clock,
     cluster_config, health,
-    listener::{self, Places},
+    listener::{self, Bodies, Places},
     operator::stop_signal,
     verifier_metrics,
 };
@@ -37,7 +37,7 @@ use crate::{
         freshness::{Freshness, Stage, WATCH},
         journal::{Journal, Sampling},
         last_used::LastUsed,
-        server::Checks,
+        server::{BODIES, Checks},
     },
 };
 
@@ -66,7 +66,8 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         tokio::spawn(feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()));
     let mut tasks = vec![];
 
-    let permission = Some(args.introspection_permission).filter(|permission| permission != "off");
+    let unless_off = |permission| Some(permission).filter(|permission| permission != "off");
+    let heartbeat = freshness.keys().clone();
     let verifier = Arc::new(Verifier {
         keys: Arc::clone(&keys),
         freshness,
@@ -74,7 +75,9 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         options: Options {
             sources: args.key_from,
             default_permission: args.default_permission,
-            introspection_permission: permission,
+            introspection_permission: unless_off(args.introspection_permission),
+            introspection_cluster_permission: unless_off(args.introspection_cluster_permission),
+            tell_key_names: args.tell_key_names,
             max_staleness: Some(args.max_staleness).filter(|most| !most.is_zero()),
         },
         journal: Journal::new(Sampling {
@@ -88,7 +91,7 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         None
     } else {
         let client = Client::try_from(config).map_err(no_client)?;
-        let told = LastUsed { keys, client, interval: args.last_used_interval, writes: Arc::default() };
+        let told = LastUsed { keys, client, heartbeat, interval: args.last_used_interval, writes: Arc::default() };
         let writes = Arc::clone(&told.writes);
         tasks.push(tokio::spawn(told.run()));
         Some(writes)
@@ -112,10 +115,12 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     });
     let socket = listener::bind("--address", args.address)?;
     let places = Places::new(args.max_connections.get());
+    let bodies = Bodies::new(BODIES);
     let handle = axum_server::Handle::new();
     let mut checks = tokio::spawn({
-        let (verifier, handle, places) = (Arc::clone(&verifier), handle.clone(), Arc::clone(&places));
-        async move { listener::serve(socket, tls, handle, places, move || Checks(Arc::clone(&verifier))).await }
+        let checks = Checks { verifier: Arc::clone(&verifier), bodies: Arc::clone(&bodies) };
+        let (handle, places) = (handle.clone(), Arc::clone(&places));
+        async move { listener::serve(socket, tls, handle, places, move || checks.clone()).await }
     });
 
     // Health and metrics.
@@ -124,6 +129,7 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         last_used,
         lists,
         places,
+        bodies,
         certificate: certificate.clone(),
     });
     let socket = listener::bind("--health-address", args.health_address)?;
@@ -155,9 +161,14 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// ApiKeys into the keyring.
+/// ApiKeys into the keyring. After the catalogues, so that every name in the first list can be told from one that no
+/// catalogue has.
 async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
-    let mut events = std::pin::pin!(feed::raw::<WireKey>(client, Pace::Brisk(WATCH)));
+    while !freshness.catalogs().is_synced() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let heartbeat = freshness.keys().clone();
+    let mut events = std::pin::pin!(feed::raw::<WireKey>(client, Pace::Brisk(WATCH), move || heartbeat.failed()));
     while let Some(event) = events.next().await {
         let stage = Stage::of(&event);
         wire::apply(&keys, event);
@@ -173,7 +184,9 @@ async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clo
 /// PermissionCatalogs into the keyring.
 async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock) {
     let mut catalogs = Catalogs::default();
-    let mut events = std::pin::pin!(feed::watch_at::<PermissionCatalog>(client, |_| {}, Pace::Brisk(WATCH)));
+    let heartbeat = freshness.catalogs().clone();
+    let failed = move || heartbeat.failed();
+    let mut events = std::pin::pin!(feed::watch_at::<PermissionCatalog>(client, |_| {}, Pace::Brisk(WATCH), failed));
     while let Some(event) = events.next().await {
         if catalogs.apply(&event) {
             keys.set_catalog(catalogs.merged());

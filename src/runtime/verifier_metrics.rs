@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::listener::Places;
+use super::listener::{Bodies, Places};
 use crate::{
     certs::Resolver,
     verify::{Verifier, last_used::Writes},
@@ -32,6 +32,8 @@ pub struct Sources {
     pub lists: Arc<AtomicU64>,
     /// The connections of the proxies.
     pub places: Arc<Places>,
+    /// The memory of bodies.
+    pub bodies: Arc<Bodies>,
     /// The certificate; none for plain HTTP.
     pub certificate: Option<Arc<Resolver>>,
 }
@@ -71,6 +73,11 @@ impl Collector for Sources {
         counter("lists", "How often all ApiKeys were listed", &[(&[], self.lists.load(Ordering::Relaxed))])?;
         let turned_away = [(&[] as &[_], self.places.turned_away())];
         counter("connections_turned_away", "Connections for which there was no place", &turned_away)?;
+        let closed_idle = [(&[] as &[_], self.places.closed_idle())];
+        counter("connections_closed_idle", "Idle connections that were closed to make room for others", &closed_idle)?;
+        let reasons: Vec<_> = self.bodies.refused().map(|(why, count)| ([("reason", why.name())], count)).collect();
+        let reasons: Vec<(&[_], _)> = reasons.iter().map(|(labels, count)| (labels.as_slice(), *count)).collect();
+        counter("bodies_refused", "Requests whose body did not arrive", &reasons)?;
         if let Some(writes) = &self.last_used {
             let (written, failed) = (writes.written.load(Ordering::Relaxed), writes.failed.load(Ordering::Relaxed));
             let outcomes: [(&[_], _); 2] = [(&[("outcome", "Success")], written), (&[("outcome", "Error")], failed)];
@@ -86,11 +93,16 @@ impl Collector for Sources {
         gauge("digests", "Values of keys, known by digest; two in the overlap of a rotation", size.digests as f64)?;
         gauge(
             "duplicate_digests",
-            "Values that an older ApiKey has too, which therefore decides",
+            "Values that another ApiKey has too, for which they were written first",
             size.duplicates as f64,
         )?;
         gauge("grant_sets", "Different sets of presets and permissions", size.grants as f64)?;
         gauge("index_bytes", "Memory of the index", size.bytes as f64)?;
+        gauge(
+            "names_left_out",
+            "Names of permissions that no catalogue has and for which the index has no room",
+            size.names_left_out as f64,
+        )?;
         gauge("connections", "Connections that are open", self.places.taken() as f64)?;
         gauge("synced", "Whether every key and catalogue was listed", f64::from(u8::from(verifier.is_synced())))?;
         if let Some(age) = verifier.freshness.age(verifier.clock.exact()) {

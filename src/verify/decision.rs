@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     api::KeyType,
     domain::{
-        credential::Credential,
+        credential::{self, Credential},
         key::{self, Digest},
         redact::redact,
         requirement::{Misconfigured, Requirement},
@@ -48,7 +48,8 @@ impl Identity {
 pub struct Refusal {
     /// In one word.
     pub reason: Reason,
-    /// In a sentence, with what to do. Printable ASCII without quotes and backslashes (RFC 6750, section 3).
+    /// In a sentence, with what to do. Printable ASCII without quotes and backslashes (RFC 6750, section 3). It names no
+    /// ApiKey and no namespace: whoever holds a value need not know to whom it belongs.
     pub description: Cow<'static, str>,
     /// The permissions that the route needs, where the key lacks one.
     pub scope: Option<String>,
@@ -74,6 +75,15 @@ impl Refusal {
             | Reason::Misconfigured => "the request may not pass",
         };
         Self { reason, description: description.into(), scope: None, key: None }
+    }
+
+    /// As it is, and its description says which ApiKey it is about, if any.
+    #[must_use]
+    pub fn naming_the_key(mut self) -> Self {
+        if let Some(key) = &self.key {
+            let _ = write!(self.description.to_mut(), "; it is ApiKey {} in namespace {}", key.name, key.team);
+        }
+        self
     }
 
     fn about(reason: Reason, key: Identity, description: String) -> Self {
@@ -119,6 +129,9 @@ pub fn decide_and<T>(
             if value.contains(&b',') {
                 return Err(Refusal::of(Reason::SeveralKeys));
             }
+            if let Some(slip) = credential::slip(value) {
+                return Err(Refusal { description: slip.into(), ..Refusal::of(Reason::Malformed) });
+            }
             let damaged = key::has_prefix(value) && !std::str::from_utf8(value).is_ok_and(key::is_well_formed);
             return Err(Refusal::of(if damaged { Reason::Malformed } else { Reason::Unknown }));
         };
@@ -126,7 +139,7 @@ pub fn decide_and<T>(
         standing(&known, now, identity)?;
         if !requirement.accepts(known.team()) {
             let key = identity();
-            let description = format!("API key {} is of team {}, whose keys may not pass here", key.id, key.team);
+            let description = format!("API key {} is of a team whose keys may not pass here", key.id);
             return Err(Refusal::about(Reason::OtherTeam, key, description));
         }
         let mut lacking = Ok(());
@@ -141,8 +154,7 @@ pub fn decide_and<T>(
             let key = identity();
             let mut description = format!("API key {} lacks permission ", key.id);
             push_printable(&mut description, permission);
-            let _ =
-                write!(description, ": add it to ApiKey {} in namespace {}, or use another key", key.name, key.team);
+            description.push_str(": add it to the ApiKey, or use another key");
             let mut scope = String::new();
             for permission in requirement.permissions() {
                 if !scope.is_empty() {
@@ -161,8 +173,7 @@ pub fn decide_and<T>(
 fn standing(known: &Known<'_>, now: Timestamp, identity: impl Fn() -> Identity) -> Result<(), Refusal> {
     if !known.is_active() {
         let key = identity();
-        let description =
-            format!("API key {} is not active: see ApiKey {} in namespace {}", key.id, key.name, key.team);
+        let description = format!("API key {} is not active", key.id);
         return Err(Refusal::about(Reason::Inactive, key, description));
     }
     if let Some(end) = known.ends().filter(|end| *end <= now.as_millisecond()) {
@@ -172,7 +183,6 @@ fn standing(known: &Known<'_>, now: Timestamp, identity: impl Fn() -> Identity) 
         if let Some(end) = Timestamp::from_millisecond(end).ok().filter(|end| *end > Timestamp::UNIX_EPOCH) {
             let _ = write!(description, " at {end}");
         }
-        let _ = write!(description, ": see ApiKey {} in namespace {}", key.name, key.team);
         return Err(Refusal::about(Reason::Expired, key, description));
     }
     Ok(())
@@ -247,7 +257,7 @@ pub(crate) mod tests {
         assert_eq!(reason(judge(&keys, &value, "permission=none&team=bank")), Reason::OtherTeam);
         let refusal = judge(&keys, &value, "permission=a:Read,c:Read").unwrap_err();
         assert_eq!(refusal.scope.as_deref(), Some("a:Read c:Read"));
-        assert!(refusal.description.contains("lacks permission c:Read: add it to ApiKey k in namespace shop"));
+        assert!(refusal.description.contains("lacks permission c:Read: add it to the ApiKey, or"));
     }
 
     #[test]
@@ -278,6 +288,9 @@ pub(crate) mod tests {
             ("kwt_\u{e9}".to_owned(), Reason::Malformed),
             (format!("{value},{value}"), Reason::SeveralKeys),
             (format!("{value}, x"), Reason::SeveralKeys),
+            (format!("\"{value}\""), Reason::Malformed),
+            (format!("Bearer {value}"), Reason::Malformed),
+            (format!("{value}\n"), Reason::Malformed),
         ] {
             assert_eq!(reason(judge(&keys, &sent, "permission=none")), expected, "{expected:?}");
         }
@@ -295,14 +308,39 @@ pub(crate) mod tests {
         judge(&keys, &value, "permission=none").unwrap();
         let keys = keyring(&value, |key| key.spec.expires_at = Some(at(10).to_string()));
         let refusal = judge(&keys, &value, "permission=none").unwrap_err();
-        assert!(refusal.description.contains("expired at 1970-01-01T00:00:10Z: see ApiKey k in namespace shop"));
+        assert!(refusal.description.contains("expired at 1970-01-01T00:00:10Z"), "{refusal:?}");
+    }
+
+    #[test]
+    fn names_are_told_only_where_that_is_asked_for() {
+        let value = value();
+        let with = |change: fn(&mut ApiKey), route| judge(&keyring(&value, change), &value, route).unwrap_err();
+        for refusal in [
+            with(|key| key.spec.active = Some(false), "permission=none"),
+            with(|key| key.spec.expires_at = Some(at(10).to_string()), "permission=none"),
+            with(|_| {}, "permission=none&team=bank"),
+            with(|_| {}, "permission=c:Read"),
+        ] {
+            let (id, told) = (Digest::of(value.as_bytes()).id(), &refusal.description);
+            assert!(told.contains(&id) && !told.contains("shop"), "{told}");
+            assert_eq!(refusal.key.as_ref().unwrap().team, "shop", "for the log");
+            let told = refusal.naming_the_key().description;
+            assert!(told.ends_with("; it is ApiKey k in namespace shop"), "{told}");
+        }
+        assert_eq!(Refusal::of(Reason::Unknown).naming_the_key(), Refusal::of(Reason::Unknown));
     }
 
     #[test]
     fn nothing_that_is_said_or_written_down_holds_the_value() {
         let value = value();
         let keys = keyring(&value, |key| key.spec.active = Some(false));
-        for sent in [value.clone(), format!("{value}x"), format!("{value},{value}"), "kws_0123456789".to_owned()] {
+        for sent in [
+            value.clone(),
+            format!("{value}x"),
+            format!("{value},{value}"),
+            format!("'{value}'"),
+            "kws_0123456789".to_owned(),
+        ] {
             // Also where a proxy is configured so badly that the client writes the requirement.
             let (name, permission) = (format!("{sent}=x"), format!("permission={sent}:x"));
             for route in ["permission=none", "permission=c:Read", "", &sent, &name, &permission] {

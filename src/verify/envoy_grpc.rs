@@ -25,8 +25,9 @@ use crate::domain::{
 /// The path of the one method.
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// The headers that Envoy lets through by default (60 KiB), the path once more, and what Envoy says besides.
-const LARGEST: usize = 128 << 10;
+/// The largest message: the headers that Envoy lets through by default (60 KiB), the path once more, and what Envoy says
+/// besides.
+pub const LARGEST: usize = 128 << 10;
 
 /// Answers one call.
 pub async fn call<B>(verifier: Arc<Verifier>, request: Request<B>) -> Response<tonic::body::Body>
@@ -370,6 +371,8 @@ mod tests {
                 sources: ["authorization", "header:x-api-key", "query:api_key"].map(|s| s.parse().unwrap()).into(),
                 default_permission: None,
                 introspection_permission: None,
+                introspection_cluster_permission: None,
+                tell_key_names: false,
                 max_staleness: Some(Duration::from_mins(10)),
             },
             journal: Journal::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),

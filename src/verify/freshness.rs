@@ -1,16 +1,19 @@
 //! How old the knowledge is. A watch that is quiet and one that is dead look alike from outside, so what counts is when
 //! the API server last answered the requests by which the knowledge is kept.
+//!
+//! An answer with status 200 is not enough: an API server that has lost its etcd, or what it remembers of it, grants a
+//! watch and then sends an event of type ERROR. A watch counts from its beginning, and only while no error came in it.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::Response;
-use jiff::Timestamp;
+use http::{Response, header::DATE};
+use jiff::{Timestamp, fmt::rfc2822};
 use kube::{Client, Config, client::ClientBuilder, runtime::watcher::Event};
 
 use crate::{domain::verification::Reason, runtime::clock::Clock};
@@ -57,7 +60,15 @@ struct Beat {
     /// In milliseconds since 1970. By the clock of the wall: a machine that slept must not believe that it is up to
     /// date.
     at: AtomicI64,
+    /// When the API server granted the watch that is under way, likewise; 0 if there is none, or an error came in it.
+    granted: AtomicI64,
+    /// The time that the API server said last, and when it did by a clock that nobody sets.
+    server: Mutex<Option<(Timestamp, Instant)>>,
 }
+
+/// How long an error has to come at the latest that the API server has for a watch at once. Until then the watch counts for
+/// nothing.
+const PROBATION: i64 = 2000;
 
 impl Heartbeat {
     /// The API server was heard. A page of a list is no news before the last one is there: what went meanwhile is
@@ -71,7 +82,10 @@ impl Heartbeat {
     /// Takes in what an event says of the life of the watch; after what it says of objects.
     pub fn heard(&self, stage: Stage, now: Timestamp) {
         match stage {
-            Stage::Listing => self.0.listing.store(true, Ordering::Relaxed),
+            Stage::Listing => {
+                self.0.listing.store(true, Ordering::Relaxed);
+                self.0.granted.store(0, Ordering::Relaxed);
+            }
             Stage::Listed => {
                 self.0.listing.store(false, Ordering::Relaxed);
                 self.beat(now);
@@ -81,8 +95,26 @@ impl Heartbeat {
         }
     }
 
-    /// A client whose requests serve one watch: each answer of the API server is a beat. Watches are short (see
-    /// [`WATCH`]), so that there is a beat also where nothing ever changes.
+    /// The API server granted a watch. The one before it ended without an error: what is known is at least as new as its
+    /// beginning.
+    fn granted(&self, now: Timestamp) {
+        if self.0.listing.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = now.as_millisecond();
+        let before = self.0.granted.swap(now, Ordering::Relaxed);
+        // A time that lies ahead is one of a clock that was put right since. It would make what is known new for as long.
+        let latest = [self.0.at.load(Ordering::Relaxed), before].into_iter().filter(|at| *at <= now).max();
+        self.0.at.store(latest.unwrap_or(now), Ordering::Relaxed);
+    }
+
+    /// An error came in a watch that had been granted: it was no news.
+    pub fn failed(&self) {
+        self.0.granted.store(0, Ordering::Relaxed);
+    }
+
+    /// A client whose requests serve one watch. Watches are short (see [`WATCH`]), so that there is one that counts also
+    /// where nothing ever changes.
     ///
     /// # Errors
     /// If there is no client for this configuration.
@@ -90,17 +122,40 @@ impl Heartbeat {
         // Nothing stays quiet for longer: a watch ends by itself before.
         config.read_timeout = Some(WATCH + Duration::from_secs(10));
         let heartbeat = self.clone();
-        let beat = tower::util::MapResponseLayer::new(move |response: Response<_>| {
+        let hear = tower::util::MapResponseLayer::new(move |response: Response<_>| {
             if response.status().is_success() {
-                heartbeat.beat(clock.exact());
+                heartbeat.granted(clock.exact());
+            }
+            let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+            if let Some(said) = date.and_then(|date| rfc2822::parse(date).ok()) {
+                heartbeat.said(said.timestamp(), Instant::now());
             }
             response
         });
-        Ok(ClientBuilder::try_from(config)?.with_layer(&beat).build())
+        Ok(ClientBuilder::try_from(config)?.with_layer(&hear).build())
     }
 
-    fn at(&self) -> Option<i64> {
-        self.0.synced.load(Ordering::Acquire).then(|| self.0.at.load(Ordering::Relaxed))
+    fn said(&self, time: Timestamp, at: Instant) {
+        *self.0.server.lock().unwrap_or_else(PoisonError::into_inner) = Some((time, at));
+    }
+
+    /// The time by the clock of the API server, which every replica shares, unlike its own. None if it never said.
+    #[must_use]
+    pub fn server_time(&self) -> Option<Timestamp> {
+        let (said, at) = (*self.0.server.lock().unwrap_or_else(PoisonError::into_inner))?;
+        said.checked_add(at.elapsed()).ok()
+    }
+
+    /// Whether everything was listed, at least once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.0.synced.load(Ordering::Acquire)
+    }
+
+    fn at(&self, now: Timestamp) -> Option<i64> {
+        let (at, granted) = (self.0.at.load(Ordering::Relaxed), self.0.granted.load(Ordering::Relaxed));
+        let counts = granted != 0 && now.as_millisecond() - granted >= PROBATION;
+        self.is_synced().then(|| if counts { at.max(granted) } else { at })
     }
 }
 
@@ -123,7 +178,7 @@ impl Freshness {
     /// How old the knowledge is. None before everything was listed.
     #[must_use]
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        let oldest = self.keys.at()?.min(self.catalogs.at()?);
+        let oldest = self.keys.at(now)?.min(self.catalogs.at(now)?);
         Some(Duration::from_millis(u64::try_from(now.as_millisecond() - oldest).unwrap_or_default()))
     }
 
@@ -168,5 +223,57 @@ mod tests {
         assert_eq!(freshness.check(at(230), minute), Ok(()));
         // A clock that goes back is no reason to refuse.
         assert_eq!(freshness.age(at(50)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_granted_watch_counts_from_its_beginning_and_one_with_an_error_does_not() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let freshness = Freshness::default();
+        for heartbeat in [freshness.keys(), freshness.catalogs()] {
+            heartbeat.heard(Stage::Listing, at(90));
+            heartbeat.granted(at(95));
+            heartbeat.heard(Stage::Listed, at(100));
+            heartbeat.granted(at(100));
+        }
+        let age = |second| freshness.age(at(second)).unwrap().as_secs();
+        assert_eq!((age(101), age(130)), (1, 30));
+        // A quiet cluster: one watch after the other.
+        for second in [130, 160, 190] {
+            freshness.keys().granted(at(second));
+            freshness.catalogs().granted(at(second));
+            assert_eq!((age(second + 1), age(second + 2)), (31, 2));
+        }
+        // Nothing but errors, each after the status 200.
+        for second in 191..300 {
+            freshness.keys().granted(at(second));
+            freshness.keys().failed();
+            freshness.catalogs().granted(at(second));
+        }
+        assert_eq!(age(300), 110, "the watch that began at 190 is the last without an error");
+        freshness.keys().heard(Stage::Watching, at(301));
+        assert_eq!(age(303), 4);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_does_not_keep_old_knowledge_new() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let freshness = Freshness::default();
+        for heartbeat in [freshness.keys(), freshness.catalogs()] {
+            heartbeat.heard(Stage::Listed, at(9000));
+            heartbeat.granted(at(9001));
+            // It is put right.
+            heartbeat.granted(at(100));
+            heartbeat.granted(at(130));
+        }
+        assert_eq!(freshness.age(at(230)).unwrap().as_secs(), 100);
+    }
+
+    #[test]
+    fn the_time_of_the_api_server_goes_on_by_itself() {
+        let heartbeat = Heartbeat::default();
+        assert_eq!(heartbeat.server_time(), None);
+        let date = rfc2822::parse("Wed, 25 Nov 2026 13:20:22 GMT").unwrap().timestamp();
+        heartbeat.said(date, Instant::now().checked_sub(Duration::from_secs(5)).unwrap());
+        assert_eq!(heartbeat.server_time().unwrap().as_second(), date.as_second() + 5);
     }
 }

@@ -1,15 +1,24 @@
 //! RFC 7662: a protected resource asks what a key is. It authenticates by a key of its own, which has to have one
-//! permission, so that nobody can try values here who could not try them at a route.
+//! permission, so that nobody can try values here who could not try them at a route. It learns of keys of its own team
+//! alone, unless its key has a second permission.
+//!
+//! It sends its key as `Bearer KEY`, or by HTTP Basic as the secret of a client (RFC 6749, section 2.3.1), which is what
+//! most libraries of resource servers do.
+
+use std::borrow::Cow;
 
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Bytes;
+use k8s_openapi::ByteString;
+use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use super::{Verifier, answer, decision, journal::FrontEnd};
+use super::{Refusal, Verifier, answer, decision, journal::FrontEnd};
 use crate::domain::{
     credential::{self, Credential, Source},
-    requirement::Requirement,
+    key::{self, Digest},
+    requirement::{Misconfigured, NONE, Requirement},
 };
 
 /// The path.
@@ -44,27 +53,105 @@ struct Answer {
     team: Option<String>,
 }
 
-/// Whether somebody may not ask: by the head alone, before anything else is read.
+/// A key that may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its namespace, whose keys it may ask about; none for those of every one.
+    team: Option<String>,
+}
+
+/// Finds out whether somebody may ask: by the head alone, before anything else is read.
 ///
+/// # Errors
 /// The answer, if they may not.
-#[must_use]
-pub fn refuse(verifier: &Verifier, head: &Parts) -> Option<Response<Full<Bytes>>> {
-    let Some(permission) = &verifier.options.introspection_permission else {
-        return Some(plain(StatusCode::NOT_FOUND, "introspection is off: see --introspection-permission"));
+pub fn authenticate(verifier: &Verifier, head: &Parts) -> Result<Caller, Box<Response<Full<Bytes>>>> {
+    let options = &verifier.options;
+    let Some(permission) = &options.introspection_permission else {
+        let off = plain(StatusCode::NOT_FOUND, "introspection is off: see --introspection-permission");
+        return Err(Box::new(off));
     };
-    // Only the header: the body is where the other key is.
-    let own = [Source::Authorization];
-    let header = |name| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    let credential = credential::find(&own, header, None);
-    let requirement = Requirement::of([("permission".into(), permission.as_str().into())], None);
+    let source = Source::Authorization;
+    let credential = credential(verifier, head, &source);
     let traceparent = || head.headers.get("traceparent").map(HeaderValue::as_bytes);
-    let verdict = verifier.decide(FrontEnd::Introspection, &credential, requirement, traceparent);
-    verdict.err().map(|refusal| answer::refuse(&refusal))
+    let identity = verifier.decide(FrontEnd::Introspection, &credential, asking_for(permission), traceparent);
+    let identity = identity.map_err(|refusal| Box::new(refuse(&refusal)))?;
+    // A permission that no catalogue has is one that no key has.
+    let everywhere = options.introspection_cluster_permission.as_ref().is_some_and(|permission| {
+        let now = verifier.clock.exact();
+        decision::decide(&verifier.keys, &credential, asking_for(permission), now).is_ok()
+    });
+    Ok(Caller { team: (!everywhere).then_some(identity.team) })
+}
+
+fn asking_for(permission: &str) -> Result<Requirement<'_>, Misconfigured> {
+    Requirement::of([("permission".into(), permission.into())], None)
+}
+
+/// A refusal, and for one without a key that works, that it may also be sent by Basic.
+fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
+    let mut response = answer::refuse(refusal);
+    if refusal.reason.status() == 401 {
+        response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"keywright\""));
+    }
+    response
+}
+
+/// The key of whoever asks. From the header alone: the body is where the other key is.
+fn credential<'a>(verifier: &Verifier, head: &'a Parts, source: &'a Source) -> Credential<'a> {
+    let mut values = head.headers.get_all(header::AUTHORIZATION).into_iter().map(HeaderValue::as_bytes);
+    let (first, second) = (values.next(), values.next());
+    let found = match (first, second) {
+        (Some(value), None) => basic(value).map_or_else(
+            || credential::bearer(value).map(|value| Some(Cow::Borrowed(value))),
+            |pair| Some(of_pair(verifier, &pair).map(Cow::Owned)),
+        ),
+        (None, _) => None,
+        (Some(_), Some(_)) => Some(None),
+    };
+    match found {
+        Some(Some(value)) if !value.is_empty() => Credential::One(value, source),
+        Some(Some(_)) | None => Credential::None,
+        Some(None) => Credential::Several,
+    }
+}
+
+/// User name and password of `Basic` (RFC 7617, section 2), as they were sent.
+fn basic(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (scheme, rest) = value.trim_ascii().split_at_checked(5)?;
+    let encoded = rest.strip_prefix(b" ").filter(|_| scheme.eq_ignore_ascii_case(b"basic"))?;
+    let encoded = std::str::from_utf8(encoded.trim_ascii()).ok()?;
+    let mut user = serde_json::from_value::<ByteString>(encoded.into()).ok()?.0;
+    let colon = user.iter().position(|byte| *byte == b':')?;
+    let password = user.split_off(colon + 1);
+    user.truncate(colon);
+    Some((user, password))
+}
+
+/// The key of a pair: the password; or the user name, where there is no password, or where that alone looks like a key.
+/// None if both do.
+fn of_pair(verifier: &Verifier, (user, password): &(Vec<u8>, Vec<u8>)) -> Option<Vec<u8>> {
+    let is_key = |value: &[u8]| std::str::from_utf8(value).is_ok_and(key::is_well_formed);
+    let sent = match (is_key(user), is_key(password)) {
+        (true, true) => return None,
+        (true, false) => user,
+        (false, _) if password.is_empty() => user,
+        (false, _) => password,
+    };
+    // RFC 6749 wants both encoded as a form is, and many clients don't do that. Of a minted key the two are the same; of a
+    // legacy one that is not, what was sent counts if it is a key.
+    let known = verifier.keys.look_up(&Digest::of(sent), |_, known| known.is_some());
+    Some(if known { sent.clone() } else { decoded(sent) })
+}
+
+/// What is encoded as a value of a form.
+fn decoded(value: &[u8]) -> Vec<u8> {
+    let spaced: Vec<u8> = value.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect()
 }
 
 /// Answers somebody who may ask.
 #[must_use]
-pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
+pub fn answer(verifier: &Verifier, caller: &Caller, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
     let form = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form = form.is_some_and(|form| {
         form.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
@@ -73,16 +160,17 @@ pub fn answer(verifier: &Verifier, head: &Parts, body: &[u8]) -> Response<Full<B
     let (true, Some(token), None) = (is_form, tokens.next(), tokens.next()) else {
         return plain(StatusCode::BAD_REQUEST, "send the key as the one parameter token of a form");
     };
-    let body = serde_json::to_vec(&introspect(verifier, token.as_bytes())).unwrap_or_default();
+    let body = serde_json::to_vec(&introspect(verifier, caller, token.as_bytes())).unwrap_or_default();
     json(StatusCode::OK, body)
 }
 
-fn introspect(verifier: &Verifier, token: &[u8]) -> Answer {
+fn introspect(verifier: &Verifier, caller: &Caller, token: &[u8]) -> Answer {
     let now = verifier.clock.exact();
     let source = Source::Authorization;
     let credential = Credential::One(token.into(), &source);
-    let any = Requirement::of([("permission".into(), crate::domain::requirement::NONE.into())], None);
-    let answer = decision::decide_and(&verifier.keys, &credential, any, now, |key, known| Answer {
+    let team = caller.team.iter().map(|team| ("team".into(), team.as_str().into()));
+    let theirs = Requirement::of([("permission".into(), NONE.into())].into_iter().chain(team), None);
+    let answer = decision::decide_and(&verifier.keys, &credential, theirs, now, |key, known| Answer {
         active: true,
         scope: Some(known.permissions().collect::<Vec<_>>().join(" ")),
         username: Some(key.user.clone()).filter(|user| !user.is_empty()),
@@ -100,7 +188,11 @@ fn introspect(verifier: &Verifier, token: &[u8]) -> Answer {
 /// An answer that is no decision.
 #[must_use]
 pub fn plain(status: StatusCode, description: &str) -> Response<Full<Bytes>> {
-    let error = if status == StatusCode::NOT_FOUND { "not_found" } else { "invalid_request" };
+    let error = match status {
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::SERVICE_UNAVAILABLE => "temporarily_unavailable",
+        _ => "invalid_request",
+    };
     json(status, serde_json::json!({"error": error, "error_description": description}).to_string().into_bytes())
 }
 
@@ -110,4 +202,183 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use http::Request;
+    use jiff::Timestamp;
+    use kube::runtime::watcher::Event;
+
+    use super::*;
+    use crate::{
+        api::{ApiKey, KeyType, Time},
+        domain::{
+            catalog::{
+                Catalog,
+                tests::{permission, spec as catalog_spec},
+            },
+            key::Key,
+        },
+        index::keyring::{Keyring, tests::key},
+        runtime::clock::Clock,
+        verify::{
+            Options,
+            freshness::{Freshness, Stage},
+            journal::{Journal, Sampling},
+        },
+    };
+
+    /// A legacy value that is another one when it is read as a form.
+    const LEGACY: &str = "legacy+value%41:of some length";
+
+    fn minted() -> String {
+        Key::mint(KeyType::Team, &mut rand::rngs::SysRng).unwrap().expose().to_owned()
+    }
+
+    fn key_of(team: &str, name: &str, value: &str, permissions: &[&str]) -> ApiKey {
+        let mut key = key(team, name, 1, &[0]);
+        let permissions: Vec<_> = permissions.iter().map(ToString::to_string).collect();
+        key.spec.permissions.clone_from(&permissions);
+        let status = key.status.as_mut().unwrap();
+        status.permissions = permissions;
+        status.tokens[0].sha256 = Digest::of(value.as_bytes()).to_string();
+        status.tokens[0].minted_at = Time(Timestamp::from_second(1).unwrap());
+        key
+    }
+
+    fn verifier(keys: &[ApiKey]) -> Verifier {
+        let freshness = Freshness::default();
+        let at = Timestamp::from_second(1000).unwrap();
+        for heartbeat in [freshness.keys(), freshness.catalogs()] {
+            heartbeat.heard(Stage::Listed, at);
+        }
+        let keyring = Keyring::default();
+        let permissions = ["keys:Read", "keys:ReadAll", "b:Read"].map(|name| permission(name, false)).into();
+        keyring.set_catalog(Arc::new(Catalog::merge([("all", &catalog_spec(permissions, vec![]))]).0));
+        for key in keys {
+            keyring.apply(&Event::Apply(key.clone()));
+        }
+        Verifier {
+            keys: Arc::new(keyring),
+            freshness,
+            clock: Clock::of(move || at),
+            options: Options {
+                sources: vec![Source::Authorization],
+                default_permission: None,
+                introspection_permission: Some("keys:Read".to_owned()),
+                introspection_cluster_permission: Some("keys:ReadAll".to_owned()),
+                tell_key_names: false,
+                max_staleness: Some(Duration::from_mins(10)),
+            },
+            journal: Journal::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
+        }
+    }
+
+    fn head(authorization: &[&[u8]]) -> Parts {
+        let mut request = Request::post(PATH).header("content-type", "application/x-www-form-urlencoded;charset=UTF-8");
+        for value in authorization {
+            request = request.header("authorization", *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn base64(text: &[u8]) -> String {
+        serde_json::to_value(ByteString(text.to_vec())).unwrap().as_str().unwrap().to_owned()
+    }
+
+    fn basic_of(user: &str, password: &str) -> Vec<u8> {
+        format!("Basic {}", base64(format!("{user}:{password}").as_bytes())).into_bytes()
+    }
+
+    fn encoded(text: &str) -> String {
+        form_urlencoded::byte_serialize(text.as_bytes()).collect()
+    }
+
+    /// The status and the body of the answer to a question about `token`.
+    fn ask(verifier: &Verifier, authorization: &[&[u8]], token: &str) -> (u16, Option<bool>) {
+        let head = head(authorization);
+        let caller = match authenticate(verifier, &head) {
+            Ok(caller) => caller,
+            Err(refusal) => return (refusal.status().as_u16(), None),
+        };
+        let answer = answer(verifier, &caller, &head, format!("token={}", encoded(token)).as_bytes());
+        assert_eq!(answer.status(), 200);
+        (200, Some(introspect(verifier, &caller, token.as_bytes()).active))
+    }
+
+    #[test]
+    fn a_client_authenticates_by_bearer_and_by_either_part_of_basic() {
+        let (own, other) = (minted(), minted());
+        let verifier = verifier(&[
+            key_of("shop", "own", &own, &["keys:Read"]),
+            key_of("shop", "legacy", LEGACY, &["keys:Read"]),
+            key_of("shop", "other", &other, &["b:Read"]),
+        ]);
+        let bearer = format!("Bearer {own}").into_bytes();
+        let lower = String::from_utf8(basic_of("id", &own)).unwrap().replacen("Basic", "basic", 1).into_bytes();
+        for authorization in [
+            bearer.clone(),
+            // Spring and others: the id of a client and its secret, each encoded as a form is.
+            basic_of("resource-server", &own),
+            basic_of(&encoded("a client: 100%"), &encoded(&own)),
+            basic_of("", &own),
+            lower,
+            // curl -u KEY: and those that want a password.
+            basic_of(&own, ""),
+            basic_of(&own, "x"),
+            // A legacy value with a colon, a plus and a percent sign in it, encoded and not.
+            basic_of("client", &encoded(LEGACY)),
+            basic_of("client", LEGACY),
+        ] {
+            assert_eq!(ask(&verifier, &[&authorization], &other), (200, Some(true)), "{}", authorization.len());
+        }
+        for (authorization, status) in [
+            (basic_of("client", "nothing"), 401),
+            (basic_of("", ""), 401),
+            (basic_of("client", &other), 403),
+            (basic_of(&own, &other), 400),
+            (basic_of(&own, &own), 400),
+            (b"Basic not base64".to_vec(), 401),
+            (format!("Basic {}", base64(own.as_bytes())).into_bytes(), 401),
+            (format!("Digest {own}").into_bytes(), 401),
+        ] {
+            assert_eq!(ask(&verifier, &[&authorization], &other).0, status, "{}", authorization.len());
+        }
+        assert_eq!(ask(&verifier, &[], &other).0, 401);
+        assert_eq!(ask(&verifier, &[&bearer, &bearer], &other).0, 400);
+        assert_eq!(ask(&verifier, &[&bearer, &basic_of("client", &own)], &other).0, 400);
+    }
+
+    #[test]
+    fn who_has_no_key_that_works_is_told_of_both_ways_to_send_one() {
+        let refusal = authenticate(&verifier(&[]), &head(&[])).unwrap_err();
+        let ways: Vec<_> = refusal.headers().get_all("www-authenticate").into_iter().collect();
+        assert_eq!(ways, ["Bearer realm=\"keywright\"", "Basic realm=\"keywright\""]);
+    }
+
+    #[test]
+    fn keys_of_other_teams_are_inactive_unless_the_caller_may_ask_about_all() {
+        let (own, everywhere, theirs) = (minted(), minted(), minted());
+        let mut verifier = verifier(&[
+            key_of("shop", "own", &own, &["keys:Read"]),
+            key_of("shop", "everywhere", &everywhere, &["keys:Read", "keys:ReadAll"]),
+            key_of("bank", "theirs", &theirs, &["b:Read"]),
+        ]);
+        let (bearer, all) = (format!("Bearer {own}").into_bytes(), format!("Bearer {everywhere}").into_bytes());
+        assert_eq!(ask(&verifier, &[&bearer], &everywhere), (200, Some(true)));
+        assert_eq!(ask(&verifier, &[&bearer], &theirs), (200, Some(false)));
+        assert_eq!(ask(&verifier, &[&all], &theirs), (200, Some(true)));
+        // The second permission alone is none to ask.
+        verifier.keys.apply(&Event::Apply(key_of("shop", "everywhere", &everywhere, &["keys:ReadAll"])));
+        assert_eq!(ask(&verifier, &[&all], &theirs).0, 403);
+        // Nor is one that no catalogue has, nor none at all.
+        verifier.keys.apply(&Event::Apply(key_of("shop", "everywhere", &everywhere, &["keys:Read", "keys:ReadAll"])));
+        for permission in [Some("no.such:Thing".to_owned()), None] {
+            verifier.options.introspection_cluster_permission = permission;
+            assert_eq!(ask(&verifier, &[&all], &theirs), (200, Some(false)));
+        }
+    }
 }

@@ -3,6 +3,9 @@
 //! One patch a key and interval, however often it is used and however many replicas see it: whoever comes first writes,
 //! and the others see that by their watch. What is behind is written at a bounded rate. A failed write is tried again
 //! at the next look, since what was used stays remembered.
+//!
+//! No time is written that lies in the future of the API server: admission lets the field move forward only, so that one
+//! machine whose clock is wrong would make it useless for as long.
 
 use std::{
     sync::{
@@ -21,6 +24,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::freshness::Heartbeat;
 use crate::{api::ApiKey, index::keyring::Keyring};
 
 /// How many keys are written down in one second at most. At the usual hour between two writes of a key, that is enough
@@ -51,6 +55,8 @@ pub struct LastUsed {
     pub keys: Arc<Keyring>,
     /// With the right to patch the status of ApiKeys; admission lets it change this one field alone.
     pub client: Client,
+    /// The watch of the keys, which knows the time of the API server.
+    pub heartbeat: Heartbeat,
     /// How old the last use may be that the cluster knows of.
     pub interval: Duration,
     /// Counts.
@@ -65,7 +71,11 @@ impl LastUsed {
         let seconds = u32::try_from(self.interval.as_secs()).unwrap_or(u32::MAX);
         loop {
             looks.tick().await;
-            let due = self.keys.used_since(seconds, PER_SECOND);
+            // An API server says its time with each answer (RFC 9110, section 6.6.1).
+            let Some(now) = self.heartbeat.server_time().and_then(|now| u32::try_from(now.as_second()).ok()) else {
+                continue;
+            };
+            let due = self.keys.used_since(seconds, PER_SECOND, now);
             let writes = stream::iter(due).map(|(namespace, name, used)| self.write(namespace, name, used, seconds));
             let done: Vec<_> = writes.buffer_unordered(CONCURRENCY).collect().await;
             // A right that is lacking, or an API server that is away, is not asked for fifty times a second.

@@ -51,6 +51,10 @@ pub struct Options {
     pub default_permission: Option<String>,
     /// The permission that a key needs to introspect others; none turns introspection off.
     pub introspection_permission: Option<String>,
+    /// The permission with which a key may introspect those of other teams as well.
+    pub introspection_cluster_permission: Option<String>,
+    /// Whether clients are told the name and namespace of a key that may not pass.
+    pub tell_key_names: bool,
     /// How old the knowledge may be; none for any age.
     pub max_staleness: Option<Duration>,
 }
@@ -83,7 +87,8 @@ impl Verifier {
     ) -> Result<Identity, Refusal> {
         let now = self.clock.exact();
         let verdict = match self.freshness.check(now, self.options.max_staleness) {
-            Ok(()) => decision::decide(&self.keys, credential, requirement, now),
+            Ok(()) => decision::decide(&self.keys, credential, requirement, now)
+                .map_err(|refusal| if self.options.tell_key_names { refusal.naming_the_key() } else { refusal }),
             Err(reason) => Err(Refusal::of(reason)),
         };
         self.journal.note(front_end, &verdict, now, traceparent);

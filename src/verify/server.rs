@@ -10,12 +10,16 @@ use std::{
 
 use futures::future::Either as EitherFuture;
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use tower::Service;
 
 use super::{Verifier, envoy_grpc, forward_auth, introspection, journal::FrontEnd};
-use crate::runtime::listener::PATIENCE;
+use crate::runtime::listener::{Bodies, Unread};
+
+/// The memory for the bodies of all requests that are under way. A message of Envoy has one or two kilobytes and is there at
+/// once, so that this is reached by those alone who send slowly on purpose; the slowest then make room.
+pub const BODIES: usize = 8 << 20;
 
 /// A body is complete in memory, or gRPC's.
 pub type Body = Either<Full<Bytes>, tonic::body::Body>;
@@ -28,7 +32,12 @@ pub type Answer = EitherFuture<
 
 /// Every front end, as one service.
 #[derive(Clone)]
-pub struct Checks(pub Arc<Verifier>);
+pub struct Checks {
+    /// What all front ends share.
+    pub verifier: Arc<Verifier>,
+    /// What all requests share.
+    pub bodies: Arc<Bodies>,
+}
 
 impl Service<Request<Incoming>> for Checks {
     type Response = Response<Body>;
@@ -41,18 +50,40 @@ impl Service<Request<Incoming>> for Checks {
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
         let path = request.uri().path();
-        if path == envoy_grpc::PATH {
-            let call = envoy_grpc::call(Arc::clone(&self.0), request);
-            return EitherFuture::Right(Box::pin(within_patience(async { call.await.map(Either::Right) })));
+        let (grpc, introspects) = (path == envoy_grpc::PATH, path == introspection::PATH);
+        if !grpc && !introspects {
+            // Bodies are of no interest, and are not read.
+            return EitherFuture::Left(ready(Ok(forward(&self.verifier, &request.into_parts().0).map(Either::Left))));
         }
-        if path == introspection::PATH {
-            let verifier = Arc::clone(&self.0);
-            let answer = async move { introspect(&verifier, request).await.map(Either::Left) };
-            return EitherFuture::Right(Box::pin(within_patience(answer)));
-        }
-        // Bodies are of no interest, and are not read.
-        EitherFuture::Left(ready(Ok(forward(&self.0, &request.into_parts().0).map(Either::Left))))
+        let Self { verifier, bodies } = self.clone();
+        EitherFuture::Right(Box::pin(async move {
+            Ok(if grpc {
+                check(verifier, &bodies, request).await
+            } else {
+                introspect(&verifier, &bodies, request).await.map(Either::Left)
+            })
+        }))
     }
+}
+
+/// Answers Envoy's call, once all of its message is there.
+async fn check(verifier: Arc<Verifier>, bodies: &Bodies, request: Request<Incoming>) -> Response<Body> {
+    match bodies.receive(request, envoy_grpc::LARGEST).await {
+        Ok((head, received)) => {
+            let call = Request::from_parts(head, Full::new(received.bytes.clone()));
+            envoy_grpc::call(verifier, call).await.map(Either::Right)
+        }
+        Err(why) => unread(why).map(Either::Left),
+    }
+}
+
+/// A request whose body did not arrive.
+fn unread(why: Unread) -> Response<Full<Bytes>> {
+    let mut response = introspection::plain(why.status(), &why.to_string());
+    if why == Unread::NoRoom {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 /// Answers a proxy that asks by a plain HTTP request.
@@ -65,16 +96,6 @@ fn forward(verifier: &Verifier, head: &http::request::Parts) -> Response<Full<By
              asks for, such as permission=alerts-map:Read, as one segment",
         ),
     }
-}
-
-/// Nobody keeps a request in memory by never sending the rest of it.
-///
-/// # Errors
-/// None.
-pub async fn within_patience(answer: impl Future<Output = Response<Body>>) -> Result<Response<Body>, Infallible> {
-    Ok(tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
-        introspection::plain(StatusCode::REQUEST_TIMEOUT, "the rest of the request did not come").map(Either::Left)
-    }))
 }
 
 /// The front end of a path, and the segment that says what the route asks for.
@@ -92,7 +113,7 @@ fn route(path: &str) -> Option<(FrontEnd, &str)> {
     (!rest.contains('/')).then_some((front_end, rest))
 }
 
-async fn introspect(verifier: &Verifier, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn introspect(verifier: &Verifier, bodies: &Bodies, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method().as_str() != "POST" {
         let description = "introspection is a POST (RFC 7662, section 2.1)";
         let mut response = introspection::plain(StatusCode::METHOD_NOT_ALLOWED, description);
@@ -100,13 +121,14 @@ async fn introspect(verifier: &Verifier, request: Request<Incoming>) -> Response
         return response;
     }
     let (head, body) = request.into_parts();
-    // Who may not ask is not listened to either.
-    if let Some(refusal) = introspection::refuse(verifier, &head) {
-        return refusal;
-    }
-    match Limited::new(body, introspection::LARGEST).collect().await {
-        Ok(body) => introspection::answer(verifier, &head, &body.to_bytes()),
-        Err(_) => introspection::plain(StatusCode::PAYLOAD_TOO_LARGE, "the form is too large"),
+    // The body of a request that may not ask is not read.
+    let caller = match introspection::authenticate(verifier, &head) {
+        Ok(caller) => caller,
+        Err(refusal) => return *refusal,
+    };
+    match bodies.receive(Request::from_parts(head, body), introspection::LARGEST).await {
+        Ok((head, received)) => introspection::answer(verifier, &caller, &head, &received.bytes),
+        Err(why) => unread(why),
     }
 }
 

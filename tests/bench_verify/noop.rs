@@ -15,7 +15,7 @@ use hyper::body::{Bytes, Incoming};
 use keywright::{
     runtime::{
         args::LogFormat,
-        listener::{self, Places},
+        listener::{self, PATIENCE, Places},
         telemetry,
     },
     verify::{
@@ -56,12 +56,19 @@ impl Service<Request<Incoming>> for Noop {
                 let codec = tonic_prost::ProstCodec::<CheckResponse, CheckRequest>::default();
                 tonic::server::Grpc::new(codec).unary(Noop, request).await.map(Either::Right)
             };
-            return EitherFuture::Right(Box::pin(server::within_patience(call)));
+            return EitherFuture::Right(Box::pin(within_patience(call)));
         }
         let mut response = Response::new(Full::<Bytes>::default());
         response.headers_mut().insert("x-keywright-team", HeaderValue::from_static("shop"));
         EitherFuture::Left(ready(Ok(response.map(Either::Left))))
     }
+}
+
+/// The least that keeps a request from staying in memory for ever.
+async fn within_patience(
+    answer: impl Future<Output = Response<server::Body>>,
+) -> Result<Response<server::Body>, Infallible> {
+    Ok(tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Response::new(Either::Left(Full::default()))))
 }
 
 /// Serves until it is killed.

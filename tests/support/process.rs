@@ -53,6 +53,11 @@ impl Process {
         }
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.lock().unwrap().id()
+    }
+
     /// The last lines that it has written, for the error message.
     pub fn tail(&self) -> String {
         tail(&self.log)

@@ -71,6 +71,8 @@ pub enum Fault {
     Delay(Duration),
     /// The watch is answered as one that begins before what the apiserver remembers: start over, with a list.
     Expire,
+    /// The watch is answered with status 200, and its only event is an error with this code.
+    ErrorEvent(u16),
     /// The apiserver has done what was asked, but the connection breaks instead of an answer.
     LoseAnswer,
     /// As `LoseAnswer`, and this runs between the two: it kills the operator, for instance.
@@ -94,6 +96,7 @@ impl fmt::Debug for Fault {
             Self::Refuse(status) => write!(f, "Refuse({status})"),
             Self::Delay(time) => write!(f, "Delay({time:?})"),
             Self::Expire => write!(f, "Expire"),
+            Self::ErrorEvent(code) => write!(f, "ErrorEvent({code})"),
             Self::LoseAnswer => write!(f, "LoseAnswer"),
             Self::AfterCommit(_) => write!(f, "AfterCommit"),
         }
@@ -270,7 +273,11 @@ impl State {
             }
             Some(Fault::Expire) => {
                 answered(StatusCode::OK);
-                return Ok(expired());
+                return Ok(error_event("Expired", "too old resource version: 1 (2)", 410));
+            }
+            Some(Fault::ErrorEvent(code)) => {
+                answered(StatusCode::OK);
+                return Ok(error_event("InternalError", "etcdserver: no leader", code));
             }
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             _ => {}
@@ -332,11 +339,11 @@ fn until(cut: CancellationToken, body: Incoming) -> Body {
     BodyExt::boxed_unsync(StreamBody::new(frames))
 }
 
-/// A watch whose only event says that it cannot go on, as the apiserver words it.
-fn expired() -> Response<Body> {
+/// A watch whose only event is an error, as the apiserver words it.
+fn error_event(reason: &str, message: &str, code: u16) -> Response<Body> {
     let status = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "reason": "Expired", "message": "too old resource version: 1 (2)", "code": 410,
+        "reason": reason, "message": message, "code": code,
     });
     let event = serde_json::json!({"type": "ERROR", "object": status});
     Response::new(Full::from(format!("{event}\n")).map_err(|never| match never {}).boxed_unsync())

@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::Api;
 
 use super::operator::{NAMESPACE, binary, listen};
-use super::process::{Process, local};
+use super::process::{Process, local, memory};
 use super::{ControlPlane, PATIENCE, free_port, retry};
 
 pub use super::gateways::{Answer, send};
@@ -79,6 +79,11 @@ impl Verifier {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The memory that it occupies now, in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        memory(self.process.id(), "VmRSS:")
     }
 
     /// Everything that it has written.

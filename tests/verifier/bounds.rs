@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use futures::stream;
+use futures::{StreamExt, stream};
 use http::Request;
 use http_body_util::StreamBody;
 use hyper::body::{Bytes, Frame};
@@ -38,42 +39,48 @@ async fn is_closed(connection: &mut TcpStream) -> bool {
     matches!(tokio::time::timeout(PATIENCE, connection.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
 }
 
-/// Connections that say nothing take every place. Who is in is answered all the same, who comes is told at once, the
-/// health port is not concerned, and those who say nothing have to leave.
+/// Connections that say nothing take every place. The one that was waited for the longest makes room for the next, and a
+/// proxy that asks all the time keeps its own.
 #[tokio::test]
-async fn who_takes_every_place_keeps_it_for_seconds_only() {
+async fn connections_that_say_nothing_keep_nobody_out() {
     let team = Team::new().await;
     let value = team.mint("k", &reader()).await;
     let verifier = start(Options { args: vec!["--max-connections=3".to_owned()], ..Options::default() }).await.unwrap();
-    let open = async |count: f64| {
-        eventually(&format!("{count} connections"), PATIENCE, async || {
-            let metrics = verifier.get("/metrics").await?;
-            let open = support::keys::metric(&metrics, "keywright_verifier_connections");
-            ensure!(open == Some(count), "{open:?}");
-            Ok(metrics)
+    let metric = async |name: &str, expected: f64| {
+        eventually(&format!("{name} is {expected}"), PATIENCE, async || {
+            let found = support::keys::metric(&verifier.get("/metrics").await?, name);
+            ensure!(found == Some(expected), "{found:?}");
+            Ok(())
         })
-        .await
+        .await;
     };
-    open(0.0).await;
+    metric("keywright_verifier_connections", 0.0).await;
 
     let mut proxy = kept(verifier.address()).await;
-    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK");
     let (mut silent, mut slow) = (kept(verifier.address()).await, kept(verifier.address()).await);
     slow.write_all(b"GET /nginx/permission=none HTTP/1.1\r\nHost: ver").await.unwrap();
-    open(3.0).await;
-
-    let mut more = kept(verifier.address()).await;
-    assert!(is_closed(&mut more).await, "there are three places");
-    let metrics = verifier.get("/metrics").await.unwrap();
-    let turned_away = support::keys::metric(&metrics, "keywright_verifier_connections_turned_away_total");
-    assert_eq!(turned_away, Some(1.0));
-    assert!(verifier.log().contains("connections are turned away"), "{}", verifier.log());
+    metric("keywright_verifier_connections", 3.0).await;
     assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK");
 
-    assert!(is_closed(&mut silent).await && is_closed(&mut slow).await);
-    open(1.0).await;
-    assert_eq!(ask(&verifier, "permission=none", &value).await.status, 200);
-    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK", "who is at work stays");
+    let mut more = kept(verifier.address()).await;
+    assert_eq!(ask_over(&mut more, &value).await, "HTTP/1.1 200 OK", "there is a place for who asks");
+    assert!(is_closed(&mut silent).await, "it was waited for the longest");
+    let mut last = kept(verifier.address()).await;
+    assert_eq!(ask_over(&mut last, &value).await, "HTTP/1.1 200 OK");
+    assert!(is_closed(&mut slow).await, "the beginning of a request is none");
+    for connection in [&mut proxy, &mut more, &mut last] {
+        assert_eq!(ask_over(connection, &value).await, "HTTP/1.1 200 OK", "who is at work stays");
+    }
+    metric("keywright_verifier_connections_closed_idle_total", 2.0).await;
+    metric("keywright_verifier_connections_turned_away_total", 0.0).await;
+    assert!(verifier.log().contains("idle connections are closed"), "{}", verifier.log());
+
+    // Without others that need a place, those that say nothing leave after a while too.
+    drop((more, last));
+    metric("keywright_verifier_connections", 1.0).await;
+    let mut silent = kept(verifier.address()).await;
+    assert!(is_closed(&mut silent).await);
+    assert_eq!(ask_over(&mut proxy, &value).await, "HTTP/1.1 200 OK");
 }
 
 /// A request whose body stops coming is given up.
@@ -141,4 +148,52 @@ async fn who_goes_on_sending_is_cut_off() {
     // More than any buffer between the two holds.
     fast.write_all(head).await.unwrap();
     fast.write_all(&vec![b'a'; 64 << 20]).await.expect_err("nobody takes all of it");
+}
+
+/// Eight connections with as many streams as each may have, and messages on each that never end: what they hold is bounded
+/// for all of them together, and Envoy is answered.
+#[tokio::test]
+async fn eight_grpc_connections_hold_no_more_than_the_budget_of_all() {
+    const CONNECTIONS: usize = 8;
+    const STREAMS: usize = 128;
+    let team = Team::new().await;
+    let value = team.mint("k", &reader()).await;
+    let verifier = start(Options::default()).await.unwrap();
+    assert_eq!(ask(&verifier, "permission=none", &value).await.status, 200);
+    let before = verifier.memory().unwrap();
+    let mut senders = vec![];
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let stream = TokioIo::new(kept(verifier.address()).await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..STREAMS {
+            // A message of 128 KiB without its end.
+            let mut message = vec![0; 127 << 10];
+            message[1..5].copy_from_slice(&(128_u32 << 10).to_be_bytes());
+            let parts = message.chunks(8 << 10).map(|part| Ok(Frame::data(Bytes::copy_from_slice(part))));
+            let body = stream::iter(parts.collect::<Vec<Result<_, Infallible>>>()).chain(stream::pending());
+            let request = Request::post("http://verifier/envoy.service.auth.v3.Authorization/Check")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(StreamBody::new(body))
+                .unwrap();
+            calls.spawn(sender.clone().send_request(request));
+        }
+        senders.push(sender);
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut most = before;
+    while Instant::now() < until {
+        most = most.max(verifier.memory().unwrap());
+        assert_eq!(ask(&verifier, "permission=none", &value).await.status, 200, "others are answered");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let held = (most - before) as f64 / 1e6;
+    println!("{CONNECTIONS} connections of {STREAMS} streams hold {held:.1} MB");
+    assert!(held < 40.0, "{held} MB");
+    let metrics = verifier.get("/metrics").await.unwrap();
+    let refused = support::keys::metric(&metrics, "keywright_verifier_bodies_refused_total{reason=\"GivenUp\"}");
+    assert!(refused.unwrap() > 0.0, "{metrics}");
+    drop(senders);
 }

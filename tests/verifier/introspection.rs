@@ -1,5 +1,6 @@
 //! RFC 7662, for whatever is no proxy.
 
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
@@ -7,8 +8,12 @@ use crate::support::verifier::{Answer, Verifier, send};
 use crate::{Team, reader, until, verifier};
 
 async fn introspect(verifier: &Verifier, own: &str, body: &str) -> Answer {
+    introspect_with(verifier, &format!("Bearer {own}"), body).await
+}
+
+async fn introspect_with(verifier: &Verifier, authorization: &str, body: &str) -> Answer {
     let request = format!(
-        "POST /introspect HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\nAuthorization: Bearer {own}\r\n\
+        "POST /introspect HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\nAuthorization: {authorization}\r\n\
          Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -68,4 +73,52 @@ async fn nobody_introspects_without_a_key_that_may() {
     let get =
         send(verifier.address(), b"GET /introspect HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     assert_eq!(get.status, 405);
+}
+
+/// As Spring, curl and others send the key of a resource server: by Basic, as the secret of a client or as its name.
+#[tokio::test]
+async fn a_resource_authenticates_by_basic() {
+    let (team, verifier) = (Team::new().await, verifier().await);
+    let own = team.mint("resource", &json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig"]})).await;
+    let value = team.mint("k", &reader()).await;
+    for value in [&value, &own] {
+        until(verifier, "permission=none", value, 200, PATIENCE).await;
+    }
+    for (pair, status) in [
+        (format!("my%20client:{own}"), 200),
+        (format!("{own}:"), 200),
+        (format!("{own}:x"), 200),
+        (format!("client:{value}"), 403),
+        ("client:secret".to_owned(), 401),
+        (format!("{own}:{value}"), 400),
+    ] {
+        let base64 = serde_json::to_value(ByteString(pair.into_bytes())).unwrap();
+        let own = format!("Basic {}", base64.as_str().unwrap());
+        let answer = introspect_with(verifier, &own, &format!("token={value}")).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        assert_eq!(answer.body.contains("\"active\":true"), status == 200, "{}", answer.body);
+        let challenges = answer.headers("www-authenticate");
+        assert_eq!(challenges.contains(&"Basic realm=\"keywright\""), status == 401, "{challenges:?}");
+    }
+}
+
+/// A key of one team tells nothing of those of another, unless it has the one permission that says so.
+#[tokio::test]
+async fn a_resource_learns_of_the_keys_of_its_own_team_alone() {
+    let (team, other, verifier) = (Team::new().await, Team::new().await, verifier().await);
+    let own = team.mint("resource", &json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig"]})).await;
+    let spec = json!({"type": "Team", "permissions": ["team-custom-api-keys:ReadConfig", "api-keys:IntrospectAll"]});
+    let everywhere = team.mint("everywhere", &spec).await;
+    let (ours, theirs) = (team.mint("k", &reader()).await, other.mint("k", &reader()).await);
+    for value in [&own, &everywhere, &ours, &theirs] {
+        until(verifier, "permission=none", value, 200, PATIENCE).await;
+    }
+    let active = async |own: &str, token: &str| {
+        let answer = introspect(verifier, own, &format!("token={token}")).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()
+    };
+    assert_eq!(active(&own, &ours).await["active"], true);
+    assert_eq!(active(&own, &theirs).await, json!({"active": false}));
+    assert_eq!(active(&everywhere, &theirs).await["keywright_team"], other.namespace);
 }

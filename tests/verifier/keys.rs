@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::support::keys::looks_like_a_value;
@@ -46,7 +46,36 @@ async fn who_may_pass_is_named_in_every_header_and_who_may_not_is_told_why() {
         assert!(challenge[0].starts_with("Bearer realm=\"keywright\""), "{challenge:?}");
         assert_eq!(challenge[0].contains("error="), error != "unauthorized", "{challenge:?}");
         assert!(answer.headers("x-keywright-team").is_empty(), "a refusal names nobody");
+        assert!(!answer.body.contains(&team.namespace), "{}", answer.body);
+        assert_eq!(
+            answer.body.contains(&id),
+            status == 403 && !requirement.contains("no.such") && !requirement.is_empty()
+        );
     }
+    // What was done to a key on its way.
+    let base64 = serde_json::to_value(k8s_openapi::ByteString(value.clone().into_bytes())).unwrap();
+    for (sent, word) in [
+        (format!("\"{value}\""), "quotes"),
+        (format!("Bearer {value}"), "word Bearer"),
+        (base64.as_str().unwrap().to_owned(), "base64"),
+        (format!("{value}\\n"), "line end"),
+    ] {
+        let answer = ask(verifier, "permission=none", &sent).await;
+        assert_eq!(answer.status, 401, "{}", answer.head);
+        assert!(answer.body.contains(word) && !answer.body.contains(&value[4..]), "{}", answer.body);
+    }
+}
+
+/// The one who runs the proxy may want clients to be told which object to look at.
+#[tokio::test]
+async fn names_are_told_to_clients_where_that_is_asked_for() {
+    let team = Team::new().await;
+    let value = team.mint("reader", &reader()).await;
+    let args = vec!["--tell-key-names".to_owned()];
+    let verifier = start(Options { args, ..Options::default() }).await.expect("a verifier");
+    let answer = until(&verifier, "permission=alerts:UpdateConfig", &value, 403, PATIENCE).await;
+    let told = format!("it is ApiKey reader in namespace {}", team.namespace);
+    assert!(answer.body.contains(&told) && answer.headers("www-authenticate")[0].contains(&told), "{}", answer.body);
 }
 
 #[tokio::test]
@@ -105,6 +134,76 @@ async fn a_deleted_key_is_unknown() {
     assert!(answer.body.contains("there is no such API key"), "{}", answer.body);
 }
 
+/// A finalizer that somebody set keeps an object, and nothing else.
+#[tokio::test]
+async fn a_deleted_key_that_a_finalizer_holds_is_refused_the_moment_it_is_deleted() {
+    let (team, verifier) = (Team::new().await, verifier().await);
+    let value = team.mint("k", &reader()).await;
+    until(verifier, "permission=none", &value, 200, PATIENCE).await;
+    let finalizers = |list: serde_json::Value| Patch::Merge(json!({"metadata": {"finalizers": list}}));
+    let params = PatchParams::default();
+    team.keys.patch("k", &params, &finalizers(json!(["example.com/hold"]))).await.unwrap();
+    team.delete("k").await;
+    let answer = until(verifier, "permission=none", &value, 401, SOON).await;
+    assert!(answer.body.contains("is not active"), "{}", answer.body);
+    // Nothing that is written to it while it is held brings it back.
+    team.patch("k", &json!({"active": true, "displayName": "held"})).await;
+    tokio::time::sleep(SOON).await;
+    assert_eq!(ask(verifier, "permission=none", &value).await.status, 401);
+    team.keys.patch("k", &params, &finalizers(json!(null))).await.unwrap();
+    until(verifier, "permission=none", &value, 401, SOON).await;
+}
+
+/// Kubernetes takes times of the year 9999 and fields nested as deep as one likes in the managedFields of an object, from
+/// whoever may edit it, and such an object may have been there before any webhook was.
+#[tokio::test]
+async fn managed_fields_of_the_year_9999_stop_neither_the_key_nor_the_others() {
+    let (team, verifier) = (Team::new().await, verifier().await);
+    let (value, other) = (team.mint("k", &reader()).await, team.mint("other", &reader()).await);
+    until(verifier, "permission=none", &value, 200, PATIENCE).await;
+
+    let path = format!("/apis/keywright.dev/v1alpha1/namespaces/{}/apikeys", team.namespace);
+    let get = || kube::core::Request::new(&path).get("k", &kube::api::GetParams::default()).unwrap();
+    let late = "9999-12-31T23:59:59Z";
+    let mut key: serde_json::Value = team.client.request(get()).await.unwrap();
+    key["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    let deep = (0..60).fold(json!({}), |inner, _| json!({"f:displayName": inner}));
+    key["metadata"]["managedFields"] = json!([{
+        "manager": "m", "operation": "Update", "apiVersion": "keywright.dev/v1alpha1", "time": late,
+        "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": deep},
+    }]);
+    key["spec"]["active"] = json!(false);
+    key["status"]["lastUsedAt"] = json!(late);
+    let base64 = |text: String| serde_json::to_value(k8s_openapi::ByteString(text.into_bytes())).unwrap();
+    let at = format!("/registry/keywright.dev/apikeys/{}/k", team.namespace);
+    let put = json!({"key": base64(at), "value": base64(key.to_string())}).to_string();
+    let etcd = support::shared().await.plane.etcd().trim_start_matches("http://").parse().unwrap();
+    let request = format!(
+        "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{put}",
+        put.len()
+    );
+    assert_eq!(crate::support::verifier::send(etcd, request.as_bytes()).await.unwrap().status, 200);
+    until(verifier, "permission=none", &value, 401, SOON).await;
+    let text = team.client.request_text(get()).await.unwrap();
+    assert!(text.contains(late), "Kubernetes has it so: {text}");
+
+    // A verifier that starts now, and the operator, read all of them.
+    let fresh = start(Options::default()).await.unwrap();
+    assert_eq!(ask(&fresh, "permission=none", &value).await.status, 401);
+    assert_eq!(ask(&fresh, "permission=none", &other).await.status, 200);
+    let later = team.mint("later", &reader()).await;
+    until(&fresh, "permission=none", &later, 200, PATIENCE).await;
+    // Its last version is no hindrance either when it goes.
+    // This client can't read what it is answered.
+    let _ = team.keys.delete("k", &kube::api::DeleteParams::default()).await;
+    support::eventually("it is gone", PATIENCE, async || {
+        let answer = ask(&fresh, "permission=none", &value).await;
+        anyhow::ensure!(answer.body.contains("there is no such API key"), "{}", answer.body);
+        Ok(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn permissions_come_and_go_with_the_spec_and_the_catalogue() {
     let (team, verifier) = (Team::new().await, verifier().await);
@@ -149,7 +248,7 @@ async fn permissions_come_and_go_with_the_spec_and_the_catalogue() {
     assert!(answer.body.contains("which no PermissionCatalog has"), "{}", answer.body);
 }
 
-/// Two teams import the same legacy value: the older key decides alone, whatever becomes of it.
+/// Two teams import the same legacy value: the one that did first decides alone, whatever becomes of it.
 #[tokio::test]
 async fn duplicate_key_material_never_makes_a_wrong_answer() {
     let verifier = verifier().await;
@@ -163,7 +262,7 @@ async fn duplicate_key_material_never_makes_a_wrong_answer() {
     first.apply("k", &spec("SendYourData", "SendYourData")).await;
     let answer = until(verifier, "permission=none", &value, 200, PATIENCE).await;
     assert_eq!(answer.headers("x-keywright-team"), [first.namespace.as_str()]);
-    // The order of creation is told by whole seconds.
+    // Kubernetes tells times by whole seconds.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     second.apply("k", &spec("Scim", "Team")).await;
     support::eventually("both are known", PATIENCE, async || {
@@ -173,7 +272,7 @@ async fn duplicate_key_material_never_makes_a_wrong_answer() {
     })
     .await;
     let answer = ask(verifier, "permission=none", &value).await;
-    assert_eq!(answer.headers("x-keywright-team"), [first.namespace.as_str()], "the older one's identity");
+    assert_eq!(answer.headers("x-keywright-team"), [first.namespace.as_str()], "the first one's identity");
     first.patch("k", &json!({"active": false})).await;
     until(verifier, "permission=none", &value, 401, SOON).await;
     first.delete("k").await;
@@ -181,6 +280,44 @@ async fn duplicate_key_material_never_makes_a_wrong_answer() {
     assert_eq!(answer.headers("x-keywright-team"), [second.namespace.as_str()]);
     second.delete("k").await;
     until(verifier, "permission=none", &value, 401, SOON).await;
+}
+
+/// The thief's object is older, and its name comes first; the owner's value was imported first.
+#[tokio::test]
+async fn an_older_key_of_another_team_does_not_take_a_value_over() {
+    let verifier = verifier().await;
+    let (owner, thief) = (Team::new().await, Team::new().await);
+    let value = format!("public-{}-{}", owner.namespace, thief.namespace);
+    let spec = json!({"type": "SendYourData", "legacy": "SendYourData", "secret": {"name": "old", "key": "token"}});
+    let secret = json!({"metadata": {"name": "old"}, "stringData": {"token": value}});
+    let put = async |team: &Team| {
+        team.secrets.create(&PostParams::default(), &serde_json::from_value(secret.clone()).unwrap()).await.unwrap();
+    };
+    support::keys::apply(&thief.client, &thief.namespace, "a", &spec).await.expect("a key without a Secret");
+    // Kubernetes tells the age of objects by whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    put(&owner).await;
+    owner.apply("z", &spec).await;
+    let team_of = |answer: &crate::support::verifier::Answer| answer.headers("x-keywright-team").join(",");
+    let answer = until(verifier, "permission=none", &value, 200, PATIENCE).await;
+    assert_eq!(team_of(&answer), owner.namespace);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    put(&thief).await;
+    // Whether the operator refuses it or not: what is written for it changes nothing. A change has it look now.
+    for active in [true, false] {
+        thief.patch("a", &json!({"active": active})).await;
+        for _ in 0..20 {
+            let answer = ask(verifier, "permission=none", &value).await;
+            assert_eq!((answer.status, team_of(&answer)), (200, owner.namespace.clone()), "{active}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    // Nor does it bring a value back.
+    thief.patch("a", &json!({"active": true})).await;
+    owner.patch("z", &json!({"active": false})).await;
+    until(verifier, "permission=none", &value, 401, SOON).await;
+    tokio::time::sleep(2 * SOON).await;
+    assert_eq!(ask(verifier, "permission=none", &value).await.status, 401);
 }
 
 #[tokio::test]

@@ -163,6 +163,25 @@ async fn a_list_that_never_ends_makes_what_is_known_old() {
     until(&verifier, "permission=none", &value, 200, PATIENCE).await;
 }
 
+/// An API server that grants each watch with 200 and then says that it can't serve it tells no news, however often it does.
+#[tokio::test]
+async fn watches_that_are_granted_and_hold_an_error_make_what_is_known_old() {
+    let plane = support::shared().await.plane;
+    let team = Team::new().await;
+    let value = team.mint("k", &reader()).await;
+    let proxy = Proxy::start(plane).unwrap();
+    let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
+    until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+    let is_watch = |record: &Record| record.is_watch() && record.path.ends_with("/apikeys");
+    let errors = proxy.inject_times(1, usize::MAX, is_watch, Fault::ErrorEvent(500));
+    proxy.cut_watches();
+    team.patch("k", &json!({"active": false})).await;
+    until(&verifier, "permission=none", &value, 503, 2 * PATIENCE).await;
+    assert!(errors.struck() > 10, "it tried");
+    proxy.heal();
+    until(&verifier, "permission=none", &value, 401, PATIENCE).await;
+}
+
 /// A quiet cluster is not a silent one: each watch that begins is heard.
 #[tokio::test]
 async fn a_quiet_hour_makes_nothing_stale() {
