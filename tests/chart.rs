@@ -143,6 +143,7 @@ const VALUES: [&[&str]; 9] = [
         "networkPolicy.apiServerPorts=[6444]",
         r#"networkPolicy.apiServer=[{"ipBlock": {"cidr": "10.0.0.2/32"}}]"#,
         r#"networkPolicy.metricsFrom=[{"namespaceSelector": {"matchLabels": {"a": "b"}}}]"#,
+        r#"webhook.clientCA={"configMap": "webhook-client-ca", "key": "client-ca.crt"}"#,
     ],
 ];
 

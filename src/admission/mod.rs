@@ -4,6 +4,7 @@
 //! They have no effect, so they are safe for dry runs. They see nothing but this project's own kinds, never Secrets.
 //! Everything is read from memory, except whether somebody holds the rights that are being put into a key.
 
+mod door;
 mod pasted;
 mod rules;
 pub mod self_check;
@@ -16,19 +17,20 @@ use axum::{
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::post,
 };
 use kube::{
     Resource,
     core::{
-        DynamicObject, Status,
-        admission::{AdmissionRequest, AdmissionResponse, AdmissionReview},
+        DynamicObject, Status, TypeMeta,
+        admission::{AdmissionRequest, AdmissionResponse},
         response::{StatusCause, StatusDetails, StatusSummary},
     },
     runtime::reflector::Store,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 use self::rules::Decision;
@@ -48,9 +50,6 @@ pub const PATH: &str = "/validate";
 /// The path of the mutating webhook, which stamps.
 pub const STAMP_PATH: &str = "/stamp";
 
-/// Two objects of the largest size that etcd stores.
-const LARGEST_BODY: usize = 4 * 1024 * 1024;
-
 /// What admission works with.
 #[derive(Clone)]
 pub struct Context {
@@ -68,12 +67,15 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
-/// The webhook as a router. A GET is the question of [`self_check`].
+/// The webhook as a router, behind its door. A GET is the question of [`self_check`].
 pub fn router(context: Context) -> Router {
+    let door = door::Door::new(context.metrics.clone());
     Router::new()
         .route(PATH, post(validate).get(|| ready(StatusCode::NO_CONTENT)))
         .route(STAMP_PATH, post(stamp))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        // The door has a limit of its own.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(door, door::Door::enter))
         .with_state(context)
 }
 
@@ -158,10 +160,31 @@ fn read<K>(body: &[u8]) -> Result<AdmissionRequest<K>, String>
 where
     K: Resource + DeserializeOwned,
 {
-    let review: AdmissionReview<K> = serde_json::from_slice(body)
+    let review: Review<K> = serde_json::from_slice(body)
         .or_else(|_| serde_json::from_value(without_times(body)?))
         .map_err(|error| format!("the object can't be read by this version of Keywright: {error}"))?;
-    review.try_into().map_err(|_| "the review has no request".to_owned())
+    Ok(AdmissionRequest { types: review.types, ..review.request })
+}
+
+/// An AdmissionReview that is a question. kube's own keeps the whole of it a second time while it is read, since its types
+/// are flattened into it.
+struct Review<K: Resource> {
+    types: TypeMeta,
+    request: AdmissionRequest<K>,
+}
+
+impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Review<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", bound = "K: Resource + DeserializeOwned")]
+        struct Fields<K: Resource> {
+            api_version: String,
+            kind: String,
+            request: AdmissionRequest<K>,
+        }
+        let Fields { api_version, kind, request } = Fields::deserialize(deserializer)?;
+        Ok(Self { types: TypeMeta { api_version, kind }, request })
+    }
 }
 
 /// The review without the times in managedFields, which anybody who changes an object can write and which this program can't

@@ -9,24 +9,37 @@ use axum::{body::Body, http::Request};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A client certificate and its key, for a webhook that demands one.
+pub type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+
 /// Sends one request to our own listener and expects an answer. `bundle` is what the API server trusts, in PEM.
 ///
 /// # Errors
 /// What an admission request would fail on, in words.
-pub async fn ask(address: SocketAddr, server_name: &str, bundle: &[u8]) -> Result<(), String> {
-    tokio::time::timeout(TIMEOUT, try_ask(address, server_name, bundle))
+pub async fn ask(
+    address: SocketAddr,
+    server_name: &str,
+    bundle: &[u8],
+    identity: Option<Identity>,
+) -> Result<(), String> {
+    tokio::time::timeout(TIMEOUT, try_ask(address, server_name, bundle, identity))
         .await
         .unwrap_or_else(|_| Err(format!("the webhook did not answer in {}s", TIMEOUT.as_secs())))
 }
 
-async fn try_ask(address: SocketAddr, server_name: &str, bundle: &[u8]) -> Result<(), String> {
+async fn try_ask(
+    address: SocketAddr,
+    server_name: &str,
+    bundle: &[u8],
+    identity: Option<Identity>,
+) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
         let certificate = certificate.map_err(|_| "the published caBundle can't be read".to_owned())?;
@@ -36,8 +49,13 @@ async fn try_ask(address: SocketAddr, server_name: &str, bundle: &[u8]) -> Resul
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let config = match identity {
+        Some((certificate, key)) => config
+            .with_client_auth_cert(vec![certificate], key)
+            .map_err(|error| format!("no certificate for a question: {error}"))?,
+        None => config.with_no_client_auth(),
+    };
     let name = ServerName::try_from(server_name.to_owned()).map_err(|error| error.to_string())?;
     let failed = |error: &dyn std::fmt::Display| format!("the webhook could not be asked: {error}");
     let tcp = TcpStream::connect(reachable(address)).await.map_err(|e| failed(&e))?;

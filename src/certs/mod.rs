@@ -13,6 +13,7 @@
 //! once; calls then fail until the new bundle has reached the API servers, about a second.
 
 pub mod authority;
+mod client_ca;
 mod files;
 mod issued;
 mod self_managed;
@@ -22,10 +23,14 @@ mod x509;
 
 use std::sync::Arc;
 
+pub use client_ca::{ClientCa, Own};
 pub use files::Files;
 pub use issued::IssuedConfig;
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt, api::ObjectMeta};
+use kube::{
+    Resource, ResourceExt,
+    api::{ObjectMeta, PostParams},
+};
 pub use self_managed::{Config, SelfManaged};
 pub use serving::{Resolver, Status};
 pub use webhooks::Target;
@@ -75,6 +80,14 @@ pub enum Error {
     /// The API server did not answer.
     #[error("the API server did not answer in time")]
     Timeout(#[from] tokio::time::error::Elapsed),
+}
+
+/// Who writes what is here, in `managedFields`. A name of its own, so that Argo CD can be told to leave `caBundle` alone.
+const FIELD_MANAGER: &str = "keywright-certs";
+
+/// How everything here is created and replaced.
+fn post() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
 /// The label of what is ours.

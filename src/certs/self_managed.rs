@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, Client, Resource,
-    api::{DynamicObject, PartialObjectMeta, PostParams},
+    api::{DynamicObject, PartialObjectMeta},
     runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde::de::DeserializeOwned;
@@ -29,7 +29,7 @@ use super::{
     Error, IssuedConfig, Now, Resolver, Target, Validity,
     authority::{CaState, Step, step},
     issued::Issued,
-    metadata, ours,
+    metadata, ours, post,
     serving::Leaf,
 };
 
@@ -230,7 +230,7 @@ impl SelfManaged {
             data: Some(ca.data()),
             ..Secret::default()
         };
-        match self.secrets.create(&PostParams::default(), &secret).await {
+        match self.secrets.create(&post(), &secret).await {
             Ok(secret) => {
                 info!(secret = %self.config.secret, "made the webhook's CA");
                 Ok(secret)
@@ -245,7 +245,7 @@ impl SelfManaged {
     /// Writes `ca` over what was read, which carries its resourceVersion.
     async fn store(&self, read: Secret, ca: &CaState) -> Result<(), Error> {
         let secret = Secret { data: Some(ca.data()), ..read };
-        self.secrets.replace(&self.config.secret, &PostParams::default(), &secret).await?;
+        self.secrets.replace(&self.config.secret, &post(), &secret).await?;
         Ok(())
     }
 

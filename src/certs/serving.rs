@@ -11,7 +11,7 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, ServerName, UnixTime},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
 use tracing::{info, warn};
@@ -80,10 +80,28 @@ impl Resolver {
     /// # Errors
     /// When the crypto provider lacks what these protocols need; ring does not.
     pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, Error> {
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(self.clone());
+        self.config(None)
+    }
+
+    /// As [`Self::server_config`], for clients alone that have a certificate which `clients` accepts. It is asked at each
+    /// connection: no session is resumed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn server_config_for(self: &Arc<Self>, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
+        let mut config = self.config(Some(clients))?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    fn config(self: &Arc<Self>, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, Error> {
+        let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let mut config = match clients {
+            Some(clients) => config.with_client_cert_verifier(clients),
+            None => config.with_no_client_auth(),
+        }
+        .with_cert_resolver(self.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }

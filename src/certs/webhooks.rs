@@ -10,8 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-/// Who owns `caBundle` in `managedFields`, so that Argo CD can be told to leave it alone.
-const FIELD_MANAGER: &str = "keywright-certs";
+use super::FIELD_MANAGER;
 
 /// A webhook configuration that must trust our CA.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -91,15 +91,19 @@ impl Drop for Working {
 }
 
 impl Events {
-    /// Starts the task that publishes. `instance` is the name of the pod.
-    #[must_use]
-    pub fn start(client: Client, instance: &str, metrics: Metrics, clock: Clock) -> Self {
+    /// Where notes are taken, and the task that publishes them, which does not end. `instance` is the name of the pod.
+    pub fn new(
+        client: Client,
+        instance: &str,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (queue, mut notes) = mpsc::channel::<(Regarding, Note)>(QUEUE);
         let published = metrics.clone();
         let working = Arc::new(AtomicUsize::new(0));
         let keys = Arc::clone(&working);
         let instance = cut(instance, LONGEST_INSTANCE).to_owned();
-        tokio::spawn(async move {
+        let publish = async move {
             while let Some((regarding, note)) = notes.recv().await {
                 if keys.load(Ordering::Relaxed) > 0 {
                     tokio::time::sleep(TRICKLE).await;
@@ -116,8 +120,8 @@ impl Events {
                     }
                 }
             }
-        });
-        Self { queue, metrics, working }
+        };
+        (Self { queue, metrics, working }, publish)
     }
 
     /// Says that a key is worked on, for as long as the answer is held.

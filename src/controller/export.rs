@@ -20,6 +20,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{RequestError, request};
 use crate::{
@@ -43,16 +44,18 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at whether somebody else changed what was written.
 const CHECK: Duration = Duration::from_mins(1);
 
-/// Keeps the export as the keys are, from the moment of leadership on. `changed` says that a key is another.
+/// Keeps the export as the keys are, from the moment of leadership until shutdown. `changed` says that a key is another.
 pub async fn run(
     mut exporter: Exporter,
     keys: Store<ApiKey>,
     clock: Clock,
     mut leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
+    shutdown: CancellationToken,
 ) {
     // Before everything is listed, keys that work would be missing.
-    if leader.wait_for(|leads| *leads).await.is_err() || keys.wait_until_ready().await.is_err() {
+    let begin = async { leader.wait_for(|leads| *leads).await.is_ok() && keys.wait_until_ready().await.is_ok() };
+    if shutdown.run_until_cancelled(begin).await != Some(true) {
         return;
     }
     let mut checks = interval(CHECK);
@@ -88,7 +91,9 @@ pub async fn run(
             );
         }
         problem = failed;
+        // What was being written is done: another replica may lead now.
         tokio::select! {
+            () = shutdown.cancelled() => return,
             () = changed.notified() => sleep(PAUSE).await,
             () = sleep(pause.unwrap_or(CHECK)) => {}
             _ = checks.tick() => if let Err(error) = exporter.check().await {

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use self::refusal::Refusal;
 use crate::domain::{redact::redact, status::Failure};
 
-/// The name under which the operator's writes are in `metadata.managedFields`.
+/// Who writes, in `managedFields`: the operator, except for certificates, which are `keywright-certs`.
 pub const FIELD_MANAGER: &str = "keywright";
 
 /// The longest that one request to the API server may take. The client retries by itself for minutes, which would

@@ -93,6 +93,11 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_DIR", conflicts_with = "webhook_ca_secret")]
     pub webhook_cert_dir: Option<PathBuf>,
 
+    /// Answer admission reviews of clients alone that have a certificate of a CA in this file (PEM), as an API server has
+    /// whose admission configuration says so. A new file is taken up without a restart. Absent: of anyone.
+    #[arg(long, env = "KEYWRIGHT_WEBHOOK_CLIENT_CA", value_name = "FILE")]
+    pub webhook_client_ca: Option<PathBuf>,
+
     /// The Service of the verifier. A certificate for its names is issued from the webhook's CA and renewed; it lives as
     /// long as one of the webhook. Absent: none.
     #[arg(
@@ -178,8 +183,8 @@ pub struct VerifierArgs {
     #[arg(long, env = "KEYWRIGHT_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
 
-    /// How many connections may be open at a time; more are turned away. Each takes 25 kB, and 50 kB
-    /// if requests have long heads.
+    /// How many connections may be open at a time. For a further one, that which was idle the longest is closed; if none is
+    /// idle, it is rejected. Each takes 25 kB, and 50 kB if requests have long heads.
     #[arg(long, env = "KEYWRIGHT_MAX_CONNECTIONS", default_value = "1024")]
     pub max_connections: NonZeroUsize,
 

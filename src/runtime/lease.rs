@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::clock::Clock;
+use crate::controller::FIELD_MANAGER;
 
 /// Which Lease to hold, as whom, and how patiently.
 #[derive(Clone, Debug)]
@@ -37,11 +38,11 @@ pub struct LeaseConfig {
     pub namespace: String,
     /// Who we are. Unique to this process: two processes with one identity would both lead.
     pub identity: String,
-    /// How long others wait after the last renewal that they saw. Whole seconds, at least one; renewed at a third.
+    /// How long others wait after the last renewal that they saw. Whole seconds, at least one.
     pub duration: Duration,
-    /// How long we go on leading without a renewal. Shorter than `duration`.
+    /// How long we go on leading without a renewal. Shorter than `duration`; renewed at a quarter.
     pub renew_deadline: Duration,
-    /// At most this long between two attempts, and for any one of them.
+    /// At most this long between two attempts, while the lease is not ours or the last attempt failed.
     pub retry_period: Duration,
 }
 
@@ -129,8 +130,8 @@ pub async fn run(
     leadership: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Ended {
-    let mut candidate =
-        Candidate { api: Api::namespaced(client, &config.namespace), seen: None, leading_until: None, config, clock };
+    let api = Api::namespaced(client, &config.namespace);
+    let mut candidate = Candidate { api, seen: None, held: None, leading_until: None, config, clock };
     let ended = tokio::select! {
         () = candidate.campaign(&leadership) => Ended::Lost,
         () = shutdown.cancelled() => Ended::Released,
@@ -149,6 +150,8 @@ struct Candidate {
     clock: Clock,
     /// The record as last read, and when we first read it so.
     seen: Option<(LeaseSpec, Instant)>,
+    /// The lease as we last wrote it, unless something else may have become of it.
+    held: Option<Lease>,
     /// When we lead: how long we may believe it without another renewal.
     leading_until: Option<Instant>,
 }
@@ -177,10 +180,7 @@ impl Candidate {
                 warn!(lease = %self.config.name, "not renewed in time");
                 return;
             }
-            // The client retries some failures for minutes, so that each attempt needs its own end.
-            let deadline = Instant::now() + self.config.retry_period;
-            let deadline = self.leading_until.map_or(deadline, |until| until.min(deadline));
-            let attempt = timeout_at(deadline, self.attempt()).await;
+            let attempt = timeout_at(self.deadline(), self.attempt()).await;
             let pause = match attempt.map_err(AttemptError::from).and_then(|outcome| Ok(outcome?)) {
                 Ok(Outcome::Held(sent)) => {
                     self.leading_until = Some(sent + self.config.renew_deadline);
@@ -188,7 +188,8 @@ impl Candidate {
                     if leadership.send_if_modified(|leads| !std::mem::replace(leads, true)) {
                         info!(lease = %self.config.name, identity = %self.config.identity, "leading");
                     }
-                    self.config.duration / 3
+                    // A slow answer is no reason to renew later.
+                    (sent + self.config.renew_deadline / 4).saturating_duration_since(Instant::now())
                 }
                 Ok(Outcome::Taken(_)) if self.leading_until.is_some() => {
                     warn!(lease = %self.config.name, "another replica holds the lease");
@@ -202,7 +203,8 @@ impl Candidate {
                     } else {
                         warn!(lease = %self.config.name, %error, "cannot take or renew the lease");
                     }
-                    self.retry_pause()
+                    // A leader has no time to lose.
+                    if self.leading_until.is_some() { self.retry_pause() / 4 } else { self.retry_pause() }
                 }
             };
             let wake = Instant::now() + pause;
@@ -210,8 +212,35 @@ impl Candidate {
         }
     }
 
-    /// Reads the lease, and takes or prolongs it if it is ours to take.
+    /// When an attempt that begins now is given up. The client retries some failures for minutes, so that each needs an
+    /// end of its own.
+    ///
+    /// An API server may be slow, and is waited for. But a leader leaves time for a second attempt, since what has no answer
+    /// may also be a connection that leads nowhere.
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        match self.leading_until {
+            Some(until) => until.min(now + (self.config.renew_deadline / 2).max(self.config.retry_period)),
+            None => now + self.config.renew_deadline,
+        }
+    }
+
+    /// Takes or prolongs the lease if it is ours to take. A leader writes over what it wrote last, and reads only when
+    /// that is not what is there any more: so a renewal takes one answer of the API server, and not two.
     async fn attempt(&mut self) -> kube::Result<Outcome> {
+        if let Some(held) = self.held.take().filter(|_| self.leading_until.is_some()) {
+            let sent = Instant::now();
+            let new = claim(held.spec.as_ref(), &self.config.identity, self.clock.exact(), self.config.duration);
+            match self.write(Some(held), new).await {
+                Ok(written) => {
+                    self.held = Some(written);
+                    return Ok(Outcome::Held(sent));
+                }
+                // Somebody else wrote, or we did and never had the answer; or it is gone.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let read = self.api.get_opt(&self.config.name).await?;
         let now = Instant::now();
         let spec = read.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
@@ -229,13 +258,14 @@ impl Candidate {
             return Ok(Outcome::Taken(until));
         }
         let new = claim(spec.as_ref(), &self.config.identity, self.clock.exact(), self.config.duration);
-        self.write(read, new).await?;
-        Ok(Outcome::Held(now))
+        let sent = Instant::now();
+        self.held = Some(self.write(read, new).await?);
+        Ok(Outcome::Held(sent))
     }
 
     /// Writes the record over the object that was read, or creates the object. A conflict if it changed since.
     async fn write(&self, read: Option<Lease>, spec: LeaseSpec) -> kube::Result<Lease> {
-        let params = PostParams::default();
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let spec = Some(spec);
         if let Some(lease) = read {
             // What was read carries its resourceVersion.
@@ -257,7 +287,7 @@ impl Candidate {
                 _ => Ok(()),
             }
         };
-        match timeout(self.config.retry_period, release).await.map_err(AttemptError::from).and_then(|r| Ok(r?)) {
+        match timeout(self.config.renew_deadline, release).await.map_err(AttemptError::from).and_then(|r| Ok(r?)) {
             Ok(()) => info!(lease = %self.config.name, "lease released"),
             Err(error) => warn!(lease = %self.config.name, %error, "cannot release the lease; it runs out by itself"),
         }
@@ -353,7 +383,11 @@ mod tests {
         #[default]
         None,
         Hang,
+        /// The next request alone hangs.
+        HangOnce,
         Refuse,
+        /// Every answer takes so many milliseconds.
+        Slow(u64),
     }
 
     impl Server {
@@ -372,10 +406,21 @@ mod tests {
         }
 
         async fn fault(&self) -> Option<Response> {
-            let fault = self.0.lock().unwrap().1;
+            let fault = {
+                let mut state = self.0.lock().unwrap();
+                let fault = state.1;
+                if fault == Fault::HangOnce {
+                    state.1 = Fault::None;
+                }
+                fault
+            };
             match fault {
                 Fault::None => None,
-                Fault::Hang => std::future::pending().await,
+                Fault::Slow(millis) => {
+                    tokio::time::sleep(Duration::from_millis(millis)).await;
+                    None
+                }
+                Fault::Hang | Fault::HangOnce => std::future::pending().await,
                 Fault::Refuse => Some(Self::status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
             }
         }
@@ -507,6 +552,36 @@ mod tests {
         assert!(*a.leads.borrow() && !a.task.is_finished());
     }
 
+    /// As 3 s are to the usual timing.
+    const SLOW: Fault = Fault::Slow(210);
+
+    #[tokio::test]
+    async fn a_slow_api_server_keeps_its_leader() {
+        let server = Server::default();
+        server.fail(SLOW);
+        let mut a = start(&server, "a");
+        within(1500, leads(&mut a)).await;
+        let b = start(&server, "b");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(*a.leads.borrow() && !a.task.is_finished(), "it was lost");
+        assert!(!*b.leads.borrow());
+        a.shutdown.cancel();
+        assert_eq!(a.task.await.unwrap(), Ended::Released);
+        assert_eq!(server.holder(), None, "a release is as slow");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_never_answered_costs_no_lease() {
+        let server = Server::default();
+        let mut a = start(&server, "a");
+        within(500, leads(&mut a)).await;
+        for _ in 0..3 {
+            server.fail(Fault::HangOnce);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(*a.leads.borrow() && !a.task.is_finished());
+    }
+
     #[tokio::test]
     async fn a_leader_whose_lease_is_gone_or_taken_stops() {
         for taken in [true, false] {
@@ -518,6 +593,7 @@ mod tests {
                 if taken {
                     let spec = state.0.as_mut().unwrap().spec.as_mut().unwrap();
                     spec.holder_identity = Some("b".to_owned());
+                    state.0.as_mut().unwrap().metadata.resource_version = Some("1000".to_owned());
                 } else {
                     state.0 = None;
                 }

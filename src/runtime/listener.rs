@@ -2,7 +2,7 @@
 //!
 //! Whoever reaches a port can hold connections open, trickle heads or bodies, or ask for many streams. Each of these ends
 //! at a bound, so that memory does, and so that others are answered: [`Places`] bounds connections, [`Bodies`] what is held
-//! of bodies. When a bound is reached, the peer that was waited for the longest makes room.
+//! of bodies. When a bound is reached, those make room that hold the most or were waited for the longest.
 
 use std::{
     convert::Infallible,
@@ -24,6 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto::Builder,
 };
+use tokio::sync::watch;
 use tower::Service;
 
 use super::{
@@ -85,13 +86,13 @@ where
 
     fn call(&mut self, mut request: Request<Incoming>) -> AtWork<S::Future> {
         let working = if request.body().is_end_stream() {
-            Some(self.seat().work())
+            self.seat().work()
         } else {
             // Until the body is there, the connection waits for its peer; see `Bodies::receive`.
             request.extensions_mut().insert(Arc::clone(self.seat()));
-            None
+            self.seat().expect()
         };
-        AtWork { answer: self.service.call(request), working }
+        AtWork { answer: self.service.call(request), working: Some(working) }
     }
 }
 
@@ -140,18 +141,38 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let make = tower::service_fn(move |_: SocketAddr| {
-        let place = places.take();
+    let make = tower::service_fn(move |peer: SocketAddr| {
+        let place = places.take(peer.ip());
         std::future::ready(place.map(|place| Placed { service: service(), place: Arc::new(place) }))
     });
     let mut server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(PATIENCE);
     bound(server.http_builder());
-    match tls {
-        Some(tls) => {
-            let tls = RustlsAcceptor::new(RustlsConfig::from_config(tls)).acceptor(LingeringAcceptor);
-            server.acceptor(tls).serve(make).await
+    let (dead, mut died) = watch::channel(None);
+    let server = server.accept_error_handler(move |peer: Option<&SocketAddr>, error| {
+        // With a peer, it is one connection that failed.
+        if peer.is_none() {
+            tracing::warn!(%error, "no connection could be accepted");
+            // Too many open files, for example, pass. A socket that does not listen never will.
+            if error.kind() == io::ErrorKind::InvalidInput {
+                dead.send_replace(Some(error.to_string()));
+            }
         }
-        None => server.acceptor(LingeringAcceptor).serve(make).await,
+    });
+    let until_shutdown = async {
+        match tls {
+            Some(tls) => {
+                let tls = RustlsAcceptor::new(RustlsConfig::from_config(tls)).acceptor(LingeringAcceptor);
+                server.acceptor(tls).serve(make).await
+            }
+            None => server.acceptor(LingeringAcceptor).serve(make).await,
+        }
+    };
+    tokio::select! {
+        ended = until_shutdown => ended,
+        Ok(error) = died.wait_for(Option::is_some) => {
+            let error = error.as_deref().unwrap_or_default();
+            Err(io::Error::other(format!("the socket no longer accepts connections: {error}")))
+        }
     }
 }
 

@@ -67,6 +67,11 @@ struct RuleLabels {
     rule: RuleLabel,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: RuleLabel,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct RuleLabel(&'static str);
 
@@ -84,6 +89,7 @@ pub struct Metrics {
     reconcile_duration: Histogram,
     admitted: Family<AdmissionLabels, Counter>,
     broken_rules: Family<RuleLabels, Counter>,
+    turned_away: Family<ReasonLabels, Counter>,
     admission_duration: Histogram,
     events: Family<OutcomeLabels, Counter>,
     leader: Gauge,
@@ -107,6 +113,7 @@ impl Metrics {
             reconcile_duration: latency(),
             admitted: Family::default(),
             broken_rules: Family::default(),
+            turned_away: Family::default(),
             admission_duration: latency(),
             events: Family::default(),
             leader: Gauge::default(),
@@ -121,6 +128,11 @@ impl Metrics {
         );
         registry.register("admission", "Admission requests answered", metrics.admitted.clone());
         registry.register("admission_broken_rules", "Rules that refused objects broke", metrics.broken_rules.clone());
+        registry.register(
+            "admission_turned_away",
+            "Requests to the webhook that were refused unread, by reason",
+            metrics.turned_away.clone(),
+        );
         registry.register_with_unit(
             "admission_duration",
             "Time of one admission request inside the process",
@@ -158,6 +170,11 @@ impl Metrics {
     /// Counts a rule that a refused object broke, or a gate that it did not pass: one of a fixed few names.
     pub fn broke(&self, rule: &'static str) {
         self.broken_rules.get_or_create(&RuleLabels { rule: RuleLabel(rule) }).inc();
+    }
+
+    /// Counts a request to the webhook that was refused unread, for one of a fixed few reasons.
+    pub fn turned_away(&self, reason: &'static str) {
+        self.turned_away.get_or_create(&ReasonLabels { reason: RuleLabel(reason) }).inc();
     }
 
     /// Counts an Event that was written, or that was lost.

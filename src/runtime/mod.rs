@@ -10,6 +10,7 @@ pub mod listener;
 pub mod metrics;
 pub mod operator;
 mod places;
+pub mod supervisor;
 pub mod telemetry;
 pub mod verifier;
 pub mod verifier_metrics;

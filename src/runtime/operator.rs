@@ -6,6 +6,7 @@ use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::{api::admissionregistration::v1::ValidatingWebhookConfiguration, jiff::SignedDuration};
 use kube::{
     Api, Client, ResourceExt,
+    client::ClientBuilder,
     runtime::{
         WatchStreamExt, applier,
         controller::{self, ReconcileRequest},
@@ -15,19 +16,21 @@ use kube::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, watch},
-    task::JoinHandle,
+    sync::{Mutex, Notify, mpsc, watch},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     Fatal,
     args::OperatorArgs,
     clock::Clock,
     cluster_config, health,
-    lease::{self, Ended, LeaseConfig},
+    lease::{self, LeaseConfig},
     listener::{self, Places},
     metrics::Metrics,
+    supervisor::{self, Supervisor},
 };
 use crate::{
     access::{Cached, Cluster},
@@ -50,33 +53,67 @@ use crate::{
 /// How long the webhook keeps answering after SIGTERM: until no API server sends anything here any more.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long work that only a leader does may take to come to an end.
+const FINISH: Duration = Duration::from_secs(10);
+
 /// How many connections the webhook has at a time: a few of each API server, and whoever else comes to see it.
-const WEBHOOK_CONNECTIONS: usize = 1024;
+const WEBHOOK_CONNECTIONS: usize = 256;
+
+/// How many questions of the webhook the API server is asked at a time. One review may have hundreds.
+const WEBHOOK_QUESTIONS: usize = 64;
+
+/// How long it is believed that the webhook answered. Each look is a TLS handshake, and anyone can ask for one.
+const READINESS_LASTS: Duration = Duration::from_millis(500);
 
 /// How many rights are remembered at most: some megabytes.
 const MOST_REMEMBERED: usize = 10_000;
 
 type Queue = mpsc::UnboundedSender<ObjectRef<ApiKey>>;
 
+/// Why the operator stops.
+enum Stop {
+    /// SIGTERM or SIGINT.
+    Asked,
+    /// Another replica may lead now.
+    Lost,
+    /// A task that must not end has ended.
+    Broken(supervisor::Ended),
+}
+
 /// Runs until SIGTERM or SIGINT, or until leadership is lost.
 ///
 /// # Errors
-/// If it can't start: no API server, no address to listen on.
+/// If it can't start: no API server, no address to listen on. If a task ends that must not.
 #[expect(clippy::too_many_lines, reason = "one list of what starts, in its order")]
 pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let clock = Clock::system();
     let mut config = cluster_config().await?;
     // Every request has its own bound; a read timeout on top would cut quiet watches.
     config.read_timeout = None;
-    let client = Client::try_from(config).map_err(|error| Fatal(format!("no Kubernetes client: {error}")))?;
+    // Connections of its own for the lease, and for what the webhook asks: however much of that there is, the lease is
+    // renewed, and keys are worked on.
+    let builder =
+        || ClientBuilder::try_from(config.clone()).map_err(|error| Fatal(format!("no Kubernetes client: {error}")));
+    let (client, lease_client) = (builder()?.build(), builder()?.build());
+    let webhook_client = builder()?.with_layer(&ConcurrencyLimitLayer::new(WEBHOOK_QUESTIONS)).build();
     let shipped = match &args.catalog_dir {
         Some(directory) => {
             permission_catalog::shipped(directory).map_err(|why| Fatal(format!("--catalog-dir: {why}")))?
         }
         None => vec![],
     };
+    let client_ca = match &args.webhook_client_ca {
+        Some(file) => Some(
+            certs::ClientCa::load(file)
+                .await
+                .map_err(|error| Fatal(format!("--webhook-client-ca {}: {error}", file.display())))?,
+        ),
+        None => None,
+    };
     let shutdown = CancellationToken::new();
     let (leads, leader) = watch::channel(false);
+    // What every replica does until the process ends, and what the leader does until the lease is another's.
+    let (mut serving, mut leading) = (Supervisor::default(), Supervisor::default());
 
     // What every replica knows.
     let index = Arc::new(Index::default());
@@ -100,7 +137,8 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
             },
         )
     };
-    let events = Events::start(client.clone(), &args.pod_name, metrics.clone(), clock.clone());
+    let (events, publish) = Events::new(client.clone(), &args.pod_name, metrics.clone(), clock.clone());
+    serving.spawn("the publication of Events", publish);
     let context = Arc::new(api_key::Context {
         client: client.clone(),
         index: Arc::clone(&index),
@@ -121,108 +159,144 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     let policies_writer = Writer::<AccessPolicy>::default();
     let policies = policies_writer.as_reader();
     let looks = Looks { index: Arc::clone(&index), keys: keys.clone(), queue: queue.clone(), leader: leader.clone() };
-    let feeds = [
-        tokio::spawn(feed_keys(
+    serving.spawn(
+        "the watch of ApiKeys",
+        feed_keys(
             client.clone(),
             Arc::clone(&context),
             writer,
             queue.clone(),
             leader.clone(),
             [Arc::clone(&policies_changed), Arc::clone(&keys_changed)],
-        )),
-        tokio::spawn(feed_policies(client.clone(), looks.clone(), policies_writer, Arc::clone(&policies_changed))),
-        tokio::spawn(feed_settings(client.clone(), looks)),
-        tokio::spawn(feed_catalogs(
+        ),
+    );
+    serving.spawn(
+        "the watch of AccessPolicies",
+        feed_policies(client.clone(), looks.clone(), policies_writer, Arc::clone(&policies_changed)),
+    );
+    serving.spawn("the watch of SecuritySettings", feed_settings(client.clone(), looks));
+    serving.spawn(
+        "the watch of PermissionCatalogs",
+        feed_catalogs(
             client.clone(),
             Arc::clone(&index),
             keys.clone(),
             queue.clone(),
             leader.clone(),
             Arc::clone(&catalogs_changed),
-        )),
-    ];
+        ),
+    );
 
     // The webhook, on every replica.
-    let serving = tokio::spawn(certificates.run(leader.clone(), shutdown.clone()));
-    let tls = resolver.server_config().map_err(|error| Fatal(format!("no TLS: {error}")))?;
-    let webhook = axum_server::Handle::new();
+    leading.spawn("the renewal of certificates", certificates.run(leader.clone(), shutdown.clone()));
+    let tls = match &client_ca {
+        Some(ca) => {
+            serving.spawn("the watch of the webhook's client CA", Arc::clone(ca).follow());
+            resolver.server_config_for(Arc::clone(ca) as _)
+        }
+        None => resolver.server_config(),
+    };
+    let tls = Some(Arc::new(tls.map_err(|error| Fatal(format!("no TLS: {error}")))?));
     let router = admission::router(admission::Context {
         index: Arc::clone(&index),
         keys: keys.clone(),
-        reviewer: Arc::new(Cached::new(Cluster::new(client.clone()), args.access_cache_ttl, MOST_REMEMBERED)),
+        reviewer: Arc::new(Cached::new(Cluster::new(webhook_client), args.access_cache_ttl, MOST_REMEMBERED)),
         roles: args.check_roles,
         clock: clock.clone(),
         metrics: metrics.clone(),
     });
     let socket = listener::bind("--webhook-address", args.webhook_address)?;
-    let webhook_server = tokio::spawn({
-        let (tls, handle, places) = (Some(Arc::new(tls)), webhook.clone(), Places::new(WEBHOOK_CONNECTIONS));
-        async move { listener::serve(socket, tls, handle, places, move || router.clone()).await }
-    });
+    let (webhook, places) = (axum_server::Handle::new(), Places::new(WEBHOOK_CONNECTIONS));
+    let mut webhook_server = Supervisor::default();
+    webhook_server
+        .spawn("the webhook's server", listener::serve(socket, tls, webhook.clone(), places, move || router.clone()));
 
     // Health and metrics.
-    let readiness = Readiness::start(&args, client.clone(), Arc::clone(&index), shutdown.clone());
+    let (readiness, follow) = Readiness::new(&args, client.clone(), Arc::clone(&index), client_ca, shutdown.clone());
+    serving.spawn("the watch of the webhook configuration", follow);
     let socket = listener::bind("--health-address", args.health_address)?;
-    let health_server = tokio::spawn(health::serve(socket, readiness.probe(), metrics.registry()));
+    serving.spawn("the server of health and metrics", health::serve(socket, readiness.probe(), metrics.registry()));
 
     // The one that leads writes.
     let mut lease_config = LeaseConfig::new(&args.pod_namespace, &args.lease_name, &args.pod_name);
     lease_config.identity = format!("{}_{}", args.pod_name, std::process::id());
     let released = CancellationToken::new();
-    let mut election = tokio::spawn(lease::run(client.clone(), lease_config, clock.clone(), leads, released.clone()));
-    let mut revealer = {
-        let queue = queue.clone();
-        let context = key_reveal::Context {
-            keys: Arc::clone(&context),
-            backoff: reveal_backoff,
-            look: Box::new(move |namespace, name| drop(queue.send(ObjectRef::new(name).within(namespace)))),
-            ttl: args.reveal_ttl.try_into().unwrap_or(SignedDuration::MAX),
-        };
-        tokio::spawn(reveal(Arc::new(context), leader.clone(), shutdown.clone()))
+    let mut election = tokio::spawn(lease::run(lease_client, lease_config, clock.clone(), leads, released.clone()));
+    let revealer = key_reveal::Context {
+        keys: Arc::clone(&context),
+        backoff: reveal_backoff,
+        look: {
+            let queue = queue.clone();
+            Box::new(move |namespace, name| drop(queue.send(ObjectRef::new(name).within(namespace))))
+        },
+        ttl: args.reveal_ttl.try_into().unwrap_or(SignedDuration::MAX),
     };
-    let exporter = args.export_digests.as_ref().map(|to| {
+    leading.spawn("the controller of KeyReveals", reveal(Arc::new(revealer), leader.clone(), shutdown.clone()));
+    if let Some(to) = &args.export_digests {
         let exporter = Exporter::new(client, args.export_kind, &to.namespace, &to.name, &args.pod_name);
-        tokio::spawn(export::run(exporter, keys.clone(), clock.clone(), leader.clone(), keys_changed))
-    });
-    let mut controller = tokio::spawn(control(
-        Arc::clone(&context),
-        keys,
-        (queue, queued),
-        leader.clone(),
-        args.concurrency,
-        shutdown.clone(),
-    ));
-    let policy_reporter =
-        tokio::spawn(report_policies(Arc::clone(&context), policies, leader.clone(), policies_changed));
-    let reporter = tokio::spawn(keep_catalogs(context, shipped, leader, catalogs_changed, clock, events));
+        let export = export::run(exporter, keys.clone(), clock.clone(), leader.clone(), keys_changed, shutdown.clone());
+        leading.spawn("the export of digests", export);
+    }
+    leading.spawn(
+        "the controller of ApiKeys",
+        control(Arc::clone(&context), keys, (queue, queued), leader.clone(), args.concurrency, shutdown.clone()),
+    );
+    leading.spawn(
+        "the controller of AccessPolicies",
+        report_policies(Arc::clone(&context), policies, leader.clone(), policies_changed, shutdown.clone()),
+    );
+    leading.spawn(
+        "the controller of PermissionCatalogs",
+        keep_catalogs(context, shipped, leader, catalogs_changed, (clock, events), shutdown.clone()),
+    );
     tracing::info!(webhook = %args.webhook_address, health = %args.health_address, "started");
 
-    let ended = tokio::select! {
-        () = stop_signal() => None,
-        ended = &mut election => Some(ended.unwrap_or(Ended::Lost)),
+    let stop = tokio::select! {
+        () = stop_signal() => Stop::Asked,
+        // However it ended, nobody renews the lease any more.
+        ended = &mut election => {
+            if let Err(error) = ended {
+                tracing::error!(%error, "the election has ended, which it must not");
+            }
+            Stop::Lost
+        }
+        ended = leading.ended() => Stop::Broken(ended),
+        ended = serving.ended() => Stop::Broken(ended),
+        ended = webhook_server.ended() => Stop::Broken(ended),
     };
-    if ended == Some(Ended::Lost) {
-        // Another replica may write already. Whatever is under way is safe (creates and resourceVersions see to it),
-        // but nothing new may start: end, and let the kubelet start us afresh.
-        tracing::error!("leadership lost; exiting");
-        return Ok(ExitCode::FAILURE);
-    }
-
-    tracing::info!("stopping");
     shutdown.cancel();
-    // What is being written is finished before somebody else may start to write.
-    let _ = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(&mut controller, &mut revealer) }).await;
-    released.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(3), &mut election).await;
-    tokio::time::sleep(DRAIN).await;
-    webhook.graceful_shutdown(Some(DRAIN));
-    let _ = tokio::time::timeout(DRAIN, webhook_server).await;
-    for task in feeds.into_iter().chain([serving, reporter, policy_reporter, controller, revealer]).chain(exporter) {
-        task.abort();
+    if matches!(stop, Stop::Lost) {
+        // Another replica may write already. Whatever is under way is safe (creates and resourceVersions see to it), but
+        // nothing new may start.
+        tracing::error!("leadership lost; stopping");
+        leading.abort().await;
+    } else {
+        if let Stop::Broken(ended) = &stop {
+            tracing::error!("{ended}; stopping");
+        } else {
+            tracing::info!("stopping");
+        }
+        // What is being written is finished before somebody else may start to write.
+        leading.finish(FINISH).await;
     }
-    health_server.abort();
+    metrics.set_leader(false);
+    released.cancel();
+    // The webhook needs no lead: requests are answered until no API server sends any here, whatever the reason is.
+    let release = async {
+        if !election.is_finished() {
+            let _ = timeout(FINISH, &mut election).await;
+        }
+    };
+    tokio::join!(release, sleep(DRAIN));
+    webhook.graceful_shutdown(Some(DRAIN));
+    webhook_server.finish(DRAIN + Duration::from_secs(1)).await;
+    serving.abort().await;
     tracing::info!("stopped");
-    Ok(ExitCode::SUCCESS)
+    match stop {
+        Stop::Asked => Ok(ExitCode::SUCCESS),
+        Stop::Lost => Ok(ExitCode::FAILURE),
+        Stop::Broken(ended) => Err(Fatal(ended.to_string())),
+    }
 }
 
 /// Waits for SIGTERM or SIGINT.
@@ -428,10 +502,10 @@ async fn keep_catalogs(
     mut shipped: Vec<PermissionCatalog>,
     mut leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
-    clock: Clock,
-    events: Events,
+    (clock, events): (Clock, Events),
+    shutdown: CancellationToken,
 ) {
-    if leader.wait_for(|leads| *leads).await.is_err() {
+    if shutdown.run_until_cancelled(leader.wait_for(|leads| *leads)).await.is_none_or(|led| led.is_err()) {
         return;
     }
     let backoff = Backoff::default();
@@ -443,18 +517,26 @@ async fn keep_catalogs(
             next_try = tokio::time::Instant::now() + backoff.failed("shipped");
         }
         for (catalog, report) in context.index.catalogs() {
+            if shutdown.is_cancelled() {
+                return;
+            }
             if let Err(error) = permission_catalog::report(&context.client, &catalog, &report, &clock, &events).await {
                 tracing::warn!(catalog = catalog.name_any(), %error, "the catalogue's status could not be written");
                 failed = true;
             }
         }
-        if failed {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        } else if shipped.is_empty() {
-            changed.notified().await;
-        } else {
-            // A change of another catalogue is reported while this one is refused.
-            let _ = tokio::time::timeout_at(next_try, changed.notified()).await;
+        let pause = async {
+            if failed {
+                sleep(Duration::from_secs(5)).await;
+            } else if shipped.is_empty() {
+                changed.notified().await;
+            } else {
+                // A change of another catalogue is reported while this one is refused.
+                let _ = tokio::time::timeout_at(next_try, changed.notified()).await;
+            }
+        };
+        if shutdown.run_until_cancelled(pause).await.is_none() {
+            return;
         }
     }
 }
@@ -465,20 +547,28 @@ async fn report_policies(
     policies: Store<AccessPolicy>,
     mut leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
+    shutdown: CancellationToken,
 ) {
     /// Many keys change at once when a team is set up: one report is enough.
     const PAUSE: Duration = Duration::from_millis(500);
 
-    if leader.wait_for(|leads| *leads).await.is_err() {
+    let begin = async {
+        let led = leader.wait_for(|leads| *leads).await.is_ok();
+        // Before everything is listed, the count of keys would be wrong.
+        while !context.index.is_synced() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        led
+    };
+    if shutdown.run_until_cancelled(begin).await != Some(true) {
         return;
-    }
-    // Before everything is listed, the count of keys would be wrong.
-    while !context.index.is_synced() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     loop {
         let mut failed = false;
         for policy in policies.state() {
+            if shutdown.is_cancelled() {
+                return;
+            }
             let keys = context.index.keys_of_policy(&policy.namespace().unwrap_or_default(), &policy.name_any());
             if let Err(error) = access_policy::report(&context.client, &policy, &keys, &context.clock).await {
                 tracing::warn!(
@@ -490,11 +580,16 @@ async fn report_policies(
                 failed = true;
             }
         }
-        if failed {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        } else {
-            changed.notified().await;
-            tokio::time::sleep(PAUSE).await;
+        let pause = async {
+            if failed {
+                sleep(Duration::from_secs(5)).await;
+            } else {
+                changed.notified().await;
+                sleep(PAUSE).await;
+            }
+        };
+        if shutdown.run_until_cancelled(pause).await.is_none() {
+            return;
         }
     }
 }
@@ -553,16 +648,24 @@ struct Readiness {
     bundle: watch::Receiver<Option<Vec<u8>>>,
     address: std::net::SocketAddr,
     server_name: String,
+    client_ca: Option<Arc<certs::ClientCa>>,
+    /// When the webhook was last asked, and how that went. Held while it is asked, so that one look serves all who wait.
+    asked: Mutex<Option<(Instant, Result<(), String>)>>,
     shutdown: CancellationToken,
-    _watching: JoinHandle<()>,
 }
 
 impl Readiness {
-    /// Follows the webhook configuration, to know whom the API server trusts.
-    fn start(args: &OperatorArgs, client: Client, index: Arc<Index>, shutdown: CancellationToken) -> Arc<Self> {
+    /// With the task that follows the webhook configuration, to know whom the API server trusts.
+    fn new(
+        args: &OperatorArgs,
+        client: Client,
+        index: Arc<Index>,
+        client_ca: Option<Arc<certs::ClientCa>>,
+        shutdown: CancellationToken,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
         let (published, bundle) = watch::channel(None);
         let name = args.webhook_configuration.clone();
-        let watching = tokio::spawn(async move {
+        let follow = async move {
             let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
             let stream = watcher::watch_object(api, &name).default_backoff();
             let mut stream = std::pin::pin!(stream);
@@ -572,15 +675,17 @@ impl Readiness {
                 let bundle = webhooks.into_iter().find_map(|w| w.client_config.ca_bundle).map(|b| b.0);
                 published.send_replace(bundle);
             }
-        });
-        Arc::new(Self {
+        };
+        let readiness = Self {
             index,
             bundle,
             address: args.webhook_address,
             server_name: format!("{}.{}.svc", args.webhook_service, args.pod_namespace),
+            client_ca,
+            asked: Mutex::default(),
             shutdown,
-            _watching: watching,
-        })
+        };
+        (Arc::new(readiness), follow)
     }
 
     fn probe(self: &Arc<Self>) -> health::Readiness {
@@ -601,6 +706,13 @@ impl Readiness {
         let Some(bundle) = self.bundle.borrow().clone() else {
             return Err("waiting for a caBundle in the webhook configuration".to_owned());
         };
-        admission::self_check::ask(self.address, &self.server_name, &bundle).await
+        let mut asked = self.asked.lock().await;
+        if let Some((_, answer)) = asked.as_ref().filter(|(at, _)| at.elapsed() < READINESS_LASTS) {
+            return answer.clone();
+        }
+        let identity = self.client_ca.as_ref().map(|ca| (ca.own().certificate.clone(), ca.own().key()));
+        let answer = admission::self_check::ask(self.address, &self.server_name, &bundle, identity).await;
+        *asked = Some((Instant::now(), answer.clone()));
+        answer
     }
 }

@@ -1,13 +1,16 @@
-//! Places for connections. When all are taken, the connection that has waited for its peer the longest is closed for the
-//! one that comes.
+//! Places for connections. When all are taken, the peer with the most of them makes room for the connection that comes: the
+//! one of its connections is closed that was idle the longest. So one address can't take the places of others, however many
+//! connections it opens.
 //!
 //! A connection waits for its peer before its first request, between requests, and while the body of a request does not
 //! arrive. It is at work while an answer is being made, and is not closed then. So a peer that holds connections open, or
 //! trickles heads or bodies, does not keep others out: a kubelet, an API server or a proxy sends its request at once.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fmt,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -76,12 +79,17 @@ impl Places {
         self.closed_idle.load(Ordering::Relaxed)
     }
 
-    /// Takes a place, if need be from the connection that has waited the longest.
-    pub(super) fn take(self: &Arc<Self>) -> Result<Place, Full> {
+    /// Takes a place for a connection of `peer`, if need be from another.
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Full> {
+        let peer = peer.to_canonical();
         let mut seats = self.seats();
         while seats.taken.len() >= self.all {
-            let waiting = seats.taken.iter().filter_map(|(id, seat)| Some((seat.waits_since()?, *id)));
-            let Some((_, longest)) = waiting.min() else {
+            let mut held = HashMap::from([(peer, 1_usize)]);
+            seats.taken.values().for_each(|seat| *held.entry(seat.peer).or_default() += 1);
+            let of_peer = |seat: &Seat| held.get(&seat.peer).copied();
+            let waiting =
+                seats.taken.iter().filter_map(|(id, seat)| Some((of_peer(seat), Reverse(seat.waits_since()?), *id)));
+            let Some((_, _, longest)) = waiting.max() else {
                 drop(seats);
                 log_rarely(&self.turned_away, self.all, "connections are rejected: all others are at work");
                 return Err(Full);
@@ -94,7 +102,7 @@ impl Places {
         }
         let id = seats.next;
         seats.next += 1;
-        let seat = Arc::new(Seat::new(self.begin));
+        let seat = Arc::new(Seat::new(peer, self.begin));
         seats.taken.insert(id, Arc::clone(&seat));
         Ok(Place { id, seat, places: Arc::clone(self) })
     }
@@ -133,6 +141,7 @@ impl Drop for Place {
 
 /// Whether one connection is at work or waits for its peer, and whether it must close.
 pub struct Seat {
+    peer: IpAddr,
     begin: Instant,
     /// How many of its requests are at work; [`GONE`] once the place is another's.
     at_work: AtomicUsize,
@@ -152,10 +161,16 @@ impl fmt::Debug for Seat {
 }
 
 impl Seat {
-    fn new(begin: Instant) -> Self {
-        let seat = Self { begin, at_work: AtomicUsize::new(0), since: AtomicU64::new(0), task: AtomicWaker::new() };
+    fn new(peer: IpAddr, begin: Instant) -> Self {
+        let (at_work, since) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let seat = Self { peer, begin, at_work, since, task: AtomicWaker::new() };
         seat.wait();
         seat
+    }
+
+    /// The address at the other end.
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer
     }
 
     fn wait(&self) {
@@ -172,7 +187,13 @@ impl Seat {
     #[must_use]
     pub(super) fn work(self: &Arc<Self>) -> Working {
         self.at_work.fetch_add(1, Ordering::AcqRel);
-        Working(Arc::clone(self))
+        Working { seat: Arc::clone(self), count: 1 }
+    }
+
+    /// A request waits for its body, or does not need it. When the answer is dropped, it was made.
+    #[must_use]
+    pub(super) fn expect(self: &Arc<Self>) -> Working {
+        Working { seat: Arc::clone(self), count: 0 }
     }
 
     /// Closes the connection, unless it is at work.
@@ -196,15 +217,19 @@ impl Seat {
     }
 }
 
-/// Held while a request is at work.
+/// Held until a request is answered. From then on the connection waits for the next.
 #[derive(Debug)]
-pub(super) struct Working(Arc<Seat>);
+pub(super) struct Working {
+    seat: Arc<Seat>,
+    /// How many requests this counts as at work: one or none.
+    count: usize,
+}
 
 impl Drop for Working {
     fn drop(&mut self) {
         // First: as soon as nothing is at work, it counts.
-        self.0.wait();
-        self.0.at_work.fetch_sub(1, Ordering::AcqRel);
+        self.seat.wait();
+        self.seat.at_work.fetch_sub(self.count, Ordering::AcqRel);
     }
 }
 
@@ -214,18 +239,39 @@ mod tests {
 
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_peer_with_the_most_connections_makes_room() {
+        let places = Places::new(4);
+        let (api_server, attacker) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut first = vec![];
+        for peer in [api_server, api_server, attacker, attacker] {
+            first.push(places.take(peer).unwrap());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let flood: Vec<_> = (0..100).map(|_| places.take(attacker).unwrap()).collect();
+        assert!(!first[0].seat().is_gone() && !first[1].seat().is_gone(), "another took their places");
+        assert!(first[2].seat().is_gone() && first[3].seat().is_gone());
+        // The kubelet comes, and the first two have been idle for longer than any of the flood.
+        let kubelet = places.take(IpAddr::from([10, 0, 0, 3])).unwrap();
+        let left: Vec<_> = flood.iter().filter(|place| !place.seat().is_gone()).collect();
+        assert_eq!((left.len(), first[0].seat().is_gone()), (2, true), "two each: the longest idle of them goes");
+        assert!(!kubelet.seat().is_gone());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_connection_that_waits_the_longest_makes_room() {
         let places = Places::new(3);
         let mut open = vec![];
         for _ in 0..3 {
-            open.push(places.take().unwrap());
+            open.push(places.take(HERE).unwrap());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         // The first has answered a request since, so that the second has waited the longest.
         drop(open[0].seat().work());
         tokio::time::advance(Duration::from_secs(1)).await;
-        let newest = places.take().unwrap();
+        let newest = places.take(HERE).unwrap();
         let gone = |open: &[Place]| open.iter().map(|place| place.seat().is_gone()).collect::<Vec<_>>();
         assert_eq!(gone(&open), [false, true, false]);
         assert!(!newest.seat().is_gone());
@@ -233,23 +279,23 @@ mod tests {
         // The place of a connection that ends later is not given back a second time.
         drop(open.remove(1));
         assert_eq!(places.taken(), 3);
-        let _next = places.take().unwrap();
+        let _next = places.take(HERE).unwrap();
         assert_eq!(gone(&open), [false, true]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_at_work_is_never_closed() {
         let places = Places::new(2);
-        let (busy, other) = (places.take().unwrap(), places.take().unwrap());
+        let (busy, other) = (places.take(HERE).unwrap(), places.take(HERE).unwrap());
         let (first, second) = (busy.seat().work(), busy.seat().work());
-        let newer = places.take().unwrap();
+        let newer = places.take(HERE).unwrap();
         assert!(other.seat().is_gone() && !busy.seat().is_gone());
         drop(first);
         let _work = newer.seat().work();
-        assert!(places.take().is_err(), "one of two requests is still at work");
+        assert!(places.take(HERE).is_err(), "one of two requests is still at work");
         assert_eq!(places.turned_away(), 1);
         drop(second);
-        places.take().unwrap();
+        places.take(HERE).unwrap();
         assert!(busy.seat().is_gone() && !newer.seat().is_gone());
     }
 }

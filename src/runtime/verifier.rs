@@ -21,6 +21,7 @@ use super::{
     cluster_config, health,
     listener::{self, Bodies, Places},
     operator::stop_signal,
+    supervisor::Supervisor,
     verifier_metrics,
 };
 use crate::{
@@ -47,7 +48,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If it can't start: no API server, no address to listen on.
+/// If it can't start: no API server, no address to listen on. If a task ends that must not.
 pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let clock = Clock::system();
     let config = cluster_config().await?;
@@ -60,11 +61,15 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let lists = Arc::new(AtomicU64::new(0));
     let keys_client = freshness.keys().client(config.clone(), clock.clone()).map_err(no_client)?;
     let catalogs_client = freshness.catalogs().client(config.clone(), clock.clone()).map_err(no_client)?;
-    let mut keys_feed =
-        tokio::spawn(feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists)));
-    let mut catalogs_feed =
-        tokio::spawn(feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()));
-    let mut tasks = vec![];
+    let mut tasks = Supervisor::default();
+    tasks.spawn(
+        "the watch of ApiKeys",
+        feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists)),
+    );
+    tasks.spawn(
+        "the watch of PermissionCatalogs",
+        feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()),
+    );
 
     let unless_off = |permission| Some(permission).filter(|permission| permission != "off");
     let heartbeat = freshness.keys().clone();
@@ -93,7 +98,7 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         let client = Client::try_from(config).map_err(no_client)?;
         let told = LastUsed { keys, client, heartbeat, interval: args.last_used_interval, writes: Arc::default() };
         let writes = Arc::clone(&told.writes);
-        tasks.push(tokio::spawn(told.run()));
+        tasks.spawn("the writing of lastUsedAt", told.run());
         Some(writes)
     };
 
@@ -102,7 +107,8 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         let clock = clock.clone();
         let files = Files::new(directory, Arc::new(move || clock.now()));
         let resolver = files.resolver();
-        tasks.push(tokio::spawn(files.run(shutdown.clone())));
+        // Not until shutdown alone: requests are answered for a while longer.
+        tasks.spawn("the watch of the certificate", files.run(CancellationToken::new()));
         resolver
     });
     let tls = certificate.as_ref().map(Resolver::server_config).transpose();
@@ -117,10 +123,10 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let places = Places::new(args.max_connections.get());
     let bodies = Bodies::new(BODIES);
     let handle = axum_server::Handle::new();
-    let mut checks = tokio::spawn({
+    let mut checks = Supervisor::default();
+    checks.spawn("the listener", {
         let checks = Checks { verifier: Arc::clone(&verifier), bodies: Arc::clone(&bodies) };
-        let (handle, places) = (handle.clone(), Arc::clone(&places));
-        async move { listener::serve(socket, tls, handle, places, move || checks.clone()).await }
+        listener::serve(socket, tls, handle.clone(), Arc::clone(&places), move || checks.clone())
     });
 
     // Health and metrics.
@@ -134,29 +140,25 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     });
     let socket = listener::bind("--health-address", args.health_address)?;
     let ready = readiness(verifier, certificate, shutdown.clone());
-    tasks.push(tokio::spawn(async move {
-        // It ends with the process.
-        let _ = health::serve(socket, ready, metrics).await;
-    }));
+    tasks.spawn("the server of health and metrics", health::serve(socket, ready, metrics));
     tracing::info!(address = %args.address, health = %args.health_address, "started");
 
-    // What must not end has ended: whoever goes on without it answers from what once was.
     let ended = tokio::select! {
         () = stop_signal() => None,
-        _ = &mut checks => Some("the listener"),
-        _ = &mut keys_feed => Some("the watch of ApiKeys"),
-        _ = &mut catalogs_feed => Some("the watch of PermissionCatalogs"),
+        ended = checks.ended() => Some(ended),
+        ended = tasks.ended() => Some(ended),
     };
-    if let Some(what) = ended {
-        return Err(Fatal(format!("{what} has ended, which it never should")));
+    if let Some(ended) = ended {
+        tracing::error!("{ended}");
+        return Err(Fatal(ended.to_string()));
     }
     tracing::info!("stopping");
     // Not ready from here on, so that nothing new is sent here; what comes all the same is answered.
     shutdown.cancel();
     tokio::time::sleep(DRAIN).await;
     handle.graceful_shutdown(Some(DRAIN));
-    let _ = tokio::time::timeout(DRAIN, checks).await;
-    tasks.iter().chain([&keys_feed, &catalogs_feed]).for_each(tokio::task::JoinHandle::abort);
+    checks.finish(DRAIN + Duration::from_secs(1)).await;
+    tasks.abort().await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

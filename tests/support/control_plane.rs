@@ -42,6 +42,32 @@ impl ControlPlane {
 
     /// Starts a control plane in `folder`, which must not exist, and will not when the control plane has ended.
     pub async fn start_in(folder: &Path, version: &str) -> Result<Self> {
+        Self::start_with(folder, version, &[]).await
+    }
+
+    /// Starts one whose API server presents `certificate` and its key (both PEM) to every webhook on `port`, as the README
+    /// says how.
+    pub async fn start_with_webhook_client(port: u16, certificate: &str, key: &str) -> Result<Self> {
+        let folder = target()?.join("control-planes").join(format!("{}-{}", std::process::id(), serial()));
+        let admission = folder.with_extension("admission");
+        std::fs::create_dir_all(&admission)?;
+        let write = |name: &str, text: &str| std::fs::write(admission.join(name), text);
+        write("client.crt", certificate)?;
+        write("client.key", key)?;
+        let readme = std::fs::read_to_string(super::repository().join("README.md"))?;
+        for (name, begin) in [("config.yaml", "# config.yaml"), ("kubeconfig", "# kubeconfig")] {
+            let text = readme.split_once(begin).and_then(|(_, rest)| rest.split_once("```")).context("no example")?.0;
+            let text = text.replace("\n  ", "\n").replace(":9443", &format!(":{port}"));
+            write(name, &format!("#{}", text.replace("/etc/kubernetes/admission", &admission.to_string_lossy())))?;
+        }
+        let config = format!("--admission-control-config-file={}", admission.join("config.yaml").display());
+        let plane = Self::start_with(&folder, &super::kubernetes_version(), &[&config]).await;
+        // It has read them.
+        std::fs::remove_file(admission.join("config.yaml"))?;
+        plane
+    }
+
+    async fn start_with(folder: &Path, version: &str, flags: &[&str]) -> Result<Self> {
         let tools = Tools::find(version)?;
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let guardian = Guardian::new(folder)?;
@@ -70,24 +96,28 @@ impl ControlPlane {
             folder,
             &tools.apiserver,
             &[
-                &format!("--etcd-servers={etcd}"),
-                "--bind-address=127.0.0.1",
-                "--advertise-address=127.0.0.1",
-                &format!("--secure-port={port}"),
-                "--endpoint-reconciler-type=none",
-                "--service-cluster-ip-range=10.96.0.0/16",
-                "--tls-cert-file=apiserver.crt",
-                "--tls-private-key-file=apiserver.key",
-                "--client-ca-file=ca.crt",
-                "--service-account-issuer=https://kubernetes.default.svc",
-                "--service-account-key-file=service-accounts.pub",
-                "--service-account-signing-key-file=service-accounts.key",
-                "--authorization-mode=RBAC",
-                // As on OpenShift: who sets an owner that blocks deletion needs the right to. It is off by default, and
-                // an operator that was never tried with it fails where it is on.
-                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
-                "--cert-dir=apiserver",
-            ],
+                flags,
+                &[
+                    &format!("--etcd-servers={etcd}"),
+                    "--bind-address=127.0.0.1",
+                    "--advertise-address=127.0.0.1",
+                    &format!("--secure-port={port}"),
+                    "--endpoint-reconciler-type=none",
+                    "--service-cluster-ip-range=10.96.0.0/16",
+                    "--tls-cert-file=apiserver.crt",
+                    "--tls-private-key-file=apiserver.key",
+                    "--client-ca-file=ca.crt",
+                    "--service-account-issuer=https://kubernetes.default.svc",
+                    "--service-account-key-file=service-accounts.pub",
+                    "--service-account-signing-key-file=service-accounts.key",
+                    "--authorization-mode=RBAC",
+                    // As on OpenShift: who sets an owner that blocks deletion needs the right to. It is off by default, and
+                    // an operator that was never tried with it fails where it is on.
+                    "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+                    "--cert-dir=apiserver",
+                ],
+            ]
+            .concat(),
         )?;
 
         let client = client(&folder.join("kubeconfig")).await?;

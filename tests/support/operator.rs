@@ -30,8 +30,13 @@ pub struct Release {
 impl Release {
     /// Installs the chart with the real helm; each of `values` is a `--set`.
     pub async fn install(plane: &ControlPlane, values: &[&str]) -> Result<Self> {
-        let release = Self { webhook_port: free_port()? };
-        let port = format!("webhook.port={}", release.webhook_port);
+        Self::install_at(plane, free_port()?, values).await
+    }
+
+    /// As [`Self::install`], with the webhook on this port.
+    pub async fn install_at(plane: &ControlPlane, port: u16, values: &[&str]) -> Result<Self> {
+        let release = Self { webhook_port: port };
+        let port = format!("webhook.port={port}");
         helm(plane, &[&[port.as_str()], values].concat())?;
         output(plane.kubectl().args(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]))?;
         release.route_webhook(plane, 1).await?;
@@ -175,6 +180,11 @@ impl Operator {
         let text = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
         ensure!(status.is_success(), "{path}: {status}: {text}");
         Ok(text)
+    }
+
+    /// Where `/healthz`, `/readyz` and `/metrics` are.
+    pub fn health_address(&self) -> &str {
+        self.health.trim_start_matches("http://")
     }
 
     /// Everything that it has written to standard output and standard error.
