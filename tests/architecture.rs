@@ -210,7 +210,9 @@ fn only_act_report_certs_sealing_and_the_lease_write() {
             "Method::PATCH",
             "Method::DELETE",
         ] {
-            assert!(!code.contains(raw), "src/{file}: {raw} is a write past kube's Api");
+            // A notice to another replica, which is no write.
+            let is_notice = file == "runtime/news.rs" && raw == "Request::post";
+            assert!(is_notice || !code.contains(raw), "src/{file}: {raw} is a write past kube's Api");
         }
     }
 }

@@ -317,6 +317,237 @@ async fn a_leader_whose_lease_another_holds_ends_and_writes_nothing_afterwards()
     assert!(writes.is_empty(), "{writes:#?}");
 }
 
+/// How an ApiKey is, as of now: ready, or the reason why it is not.
+async fn condition_of(stage: &Stage, namespace: &str, name: &str) -> Result<String> {
+    let key = stage.keys(namespace).get(name).await?;
+    let ready = support::keys::condition(&key, "Ready").context("no condition Ready")?;
+    Ok(if ready.status == "True" { "ready".to_owned() } else { ready.reason.clone() })
+}
+
+/// Does something to a Secret three times, and undoes it; the shortest time until `is` holds after it.
+async fn seen(what: &str, act: impl AsyncFn(), is: impl AsyncFn() -> bool, undo: impl AsyncFn()) -> Duration {
+    let mut times = vec![];
+    for _ in 0..3 {
+        let started = Instant::now();
+        act().await;
+        while !is().await {
+            assert!(started.elapsed() < Duration::from_secs(20), "{what}: not seen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        times.push(started.elapsed());
+        undo().await;
+    }
+    println!("{what}: seen after {times:?}");
+    times.into_iter().min().unwrap()
+}
+
+/// The chart's interval between looks at a Secret is hours, so that only a notice can be as fast.
+#[tokio::test]
+async fn a_secret_that_is_deleted_changed_unlabelled_or_restored_is_seen_within_a_second_by_whichever_replica() {
+    let stage = Stage::enter().await;
+    let (first, second) = stage.pair(&[]).await;
+    let namespace = namespace(&stage.client).await;
+    stage.apply(&namespace, "checkout").await;
+    stage.minted(&namespace, "checkout").await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &namespace);
+    let secret = secrets.get("checkout-secret").await.unwrap();
+    let mut backup = secret.clone();
+    (backup.metadata.uid, backup.metadata.resource_version) = (None, None);
+    let calls = async |operator: &Operator| {
+        let metrics = operator.metrics().await.unwrap();
+        metric(&metrics, "keywright_admission_total{kind=\"Secret\",verdict=\"Allowed\"}").unwrap_or(0.0)
+    };
+    let patch = async |patch: Value| {
+        let params = PatchParams::default();
+        secrets.patch("checkout-secret", &params, &Patch::Merge(patch)).await.expect("the Secret is changed");
+    };
+    let delete = async || drop(secrets.delete("checkout-secret", &DeleteParams::default()).await.expect("deleted"));
+    let delete_all = async || {
+        let (params, list) = (DeleteParams::default(), ListParams::default());
+        drop(secrets.delete_collection(&params, &list).await.expect("deleted"));
+    };
+    let restore = async || drop(secrets.create(&PostParams::default(), &backup).await.expect("restored"));
+    let is = async |wanted: &str| condition_of(&stage, &namespace, "checkout").await.is_ok_and(|found| found == wanted);
+    let ready = async || {
+        eventually("it is ready", PATIENCE, async || {
+            ensure!(is("ready").await, "it is not");
+            Ok(())
+        })
+        .await;
+    };
+    let is_amiss =
+        async || condition_of(&stage, &namespace, "checkout").await.is_ok_and(|found| found.starts_with("Secret"));
+    let label = "app.kubernetes.io/managed-by";
+    let is_labelled = async || secrets.get("checkout-secret").await.is_ok_and(|s| s.labels().contains_key(label));
+    let other = json!({"data": {"key-value": "b3RoZXI="}});
+    let same = json!({"data": secret.data});
+    for (replica, operator) in [(1, &first), (2, &second)] {
+        stage.route(replica).await;
+        let before = calls(operator).await;
+        let mut number = 0;
+        eventually("this replica is asked", PATIENCE, async || {
+            number += 1;
+            patch(json!({"metadata": {"labels": {"asked": number.to_string()}}})).await;
+            ensure!(calls(operator).await > before, "the other replica was asked");
+            Ok(())
+        })
+        .await;
+        let who = if replica == 1 { "the leader is called" } else { "the follower is called" };
+        let undo_deletion = async || {
+            restore().await;
+            ready().await;
+        };
+        let undo_change = async || {
+            patch(same.clone()).await;
+            ready().await;
+        };
+        let mut times = vec![
+            seen(&format!("{who}: deleted"), delete, async || is("SecretLost").await, undo_deletion).await,
+            seen(
+                &format!("{who}: deleted with all others"),
+                delete_all,
+                async || is("SecretLost").await,
+                undo_deletion,
+            )
+            .await,
+            seen(&format!("{who}: changed"), async || patch(other.clone()).await, is_amiss, undo_change).await,
+            seen(
+                &format!("{who}: label taken out"),
+                async || patch(json!({"metadata": {"labels": {label: null}}})).await,
+                is_labelled,
+                ready,
+            )
+            .await,
+        ];
+        let hidden = async || {
+            patch(json!({"metadata": {"labels": {label: null}}})).await;
+            patch(other.clone()).await;
+        };
+        times.push(seen(&format!("{who}: label taken out, then changed"), hidden, is_amiss, undo_change).await);
+        let lose = async || {
+            delete().await;
+            eventually("it is lost", PATIENCE, async || {
+                ensure!(is("SecretLost").await, "it is not");
+                Ok(())
+            })
+            .await;
+        };
+        lose().await;
+        times.push(seen(&format!("{who}: restored"), restore, async || is("ready").await, lose).await);
+        restore().await;
+        ready().await;
+        assert!(times.iter().all(|time| *time < Duration::from_secs(1)), "{who}: {times:?}");
+        assert!(calls(operator).await > before + 20.0, "the other replica was asked");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_a_secret_of_another_type_and_the_operator_itself_wake_nobody() {
+    let stage = Stage::enter().await;
+    let operator = stage.replica(1, &[], None).await;
+    stage.route(1).await;
+    let namespace = namespace(&stage.client).await;
+    stage.apply(&namespace, "checkout").await;
+    stage.minted(&namespace, "checkout").await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &namespace);
+    let seen = async || {
+        let metrics = operator.metrics().await.unwrap();
+        [
+            "keywright_admission_total{kind=\"Secret\",verdict=\"Allowed\"}",
+            "keywright_secret_notices_total{outcome=\"Taken\"}",
+        ]
+        .map(|name| metric(&metrics, name).unwrap_or(0.0))
+    };
+    let labels = json!({"app.kubernetes.io/managed-by": "keywright"});
+    let other = json!({"metadata": {"name": "other", "labels": labels}, "stringData": {"password": "x"}});
+    let other: Secret = serde_json::from_value(other).unwrap();
+    secrets.create(&PostParams::default(), &other).await.unwrap();
+    secrets.delete("other", &DeleteParams::default()).await.unwrap();
+    let dry_run = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    let tried = secrets.delete("checkout-secret", &dry_run).await.expect("tried");
+    assert!(secrets.get_opt("checkout-secret").await.unwrap().is_some(), "{tried:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(seen().await, [1.0, 0.0], "one review, of the dry run, and no look");
+    secrets.delete("checkout-secret", &DeleteParams::default()).await.unwrap();
+    eventually("it is looked at", PATIENCE, async || {
+        ensure!(seen().await[1] > 0.0, "not yet");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_secret_deleted_while_nobody_leads_or_the_leader_hands_over_is_seen_by_the_next_leader() {
+    let stage = Stage::enter().await;
+    let (first, second) = stage.pair(&[]).await;
+    let namespace = namespace(&stage.client).await;
+    for name in ["one", "two"] {
+        stage.apply(&namespace, name).await;
+        stage.minted(&namespace, name).await;
+    }
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &namespace);
+    let is_lost = async |name: &str| {
+        let found = condition_of(&stage, &namespace, name).await?;
+        ensure!(found == "SecretLost", "{found}");
+        Ok(())
+    };
+    // The API server still calls the one that hands over.
+    first.ask_to_stop().unwrap();
+    eventually("the other leads", PATIENCE, async || leads(&second).await).await;
+    secrets.delete("one-secret", &DeleteParams::default()).await.unwrap();
+    eventually("it is seen", Duration::from_secs(5), async || is_lost("one").await).await;
+    assert!(first.ended(Duration::from_secs(25)).await.unwrap().success(), "{}", first.log());
+
+    let third = stage.replica(3, &[], None).await;
+    stage.route(3).await;
+    eventually("this replica is asked", PATIENCE, async || {
+        stage.try_key(&namespace, &["Alerts"]).await?;
+        let asked = support::keys::metric_sum(&third.metrics().await?, "keywright_admission_total");
+        ensure!(asked > 0.0, "another replica was asked");
+        Ok(())
+    })
+    .await;
+    second.kill();
+    secrets.delete("two-secret", &DeleteParams::default()).await.unwrap();
+    assert!(!is_leader(&third).await.unwrap(), "it leads although the lease has not run out");
+    eventually("the other leads", PATIENCE, async || leads(&third).await).await;
+    eventually("it is seen", Duration::from_secs(5), async || is_lost("two").await).await;
+}
+
+#[tokio::test]
+async fn an_operator_that_is_down_or_hangs_holds_up_no_write_of_a_secret() {
+    let stage = Stage::enter().await;
+    let operator = stage.replica(1, &[], None).await;
+    stage.route(1).await;
+    let namespace = namespace(&stage.client).await;
+    stage.apply(&namespace, "checkout").await;
+    stage.minted(&namespace, "checkout").await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &namespace);
+    let signal = |signal: &str| {
+        let id = operator.id().to_string();
+        output(std::process::Command::new("/bin/sh").args(["-c", "kill -s $1 $2", "kill", signal, &id])).unwrap();
+    };
+    let write = async |what: &str, at_most: u64| {
+        let label = json!({"metadata": {"labels": {"written": what}}});
+        let started = Instant::now();
+        secrets.patch("checkout-secret", &PatchParams::default(), &Patch::Merge(label)).await.expect(what);
+        let took = started.elapsed();
+        println!("a write of a key's Secret while the operator {what}: {took:?}");
+        assert!(took < Duration::from_millis(at_most), "{what}: {took:?}");
+    };
+    write("runs", 1000).await;
+    signal("STOP");
+    write("hangs", 2000).await;
+    let started = Instant::now();
+    let other: Secret = serde_json::from_value(json!({"metadata": {"name": "other"}})).unwrap();
+    secrets.create(&PostParams::default(), &other).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(900), "another Secret waits for the operator");
+    signal("CONT");
+    operator.kill();
+    write("is-down", 2000).await;
+    secrets.delete("checkout-secret", &DeleteParams::default()).await.expect("deleted without the operator");
+}
+
 /// Whether renewals are refused or lead nowhere: the leader ends before anybody else may begin.
 #[tokio::test]
 async fn a_leader_that_cannot_renew_ends_before_the_lease_runs_out() {

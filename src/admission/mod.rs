@@ -3,10 +3,13 @@
 //!
 //! They have no effect, so they are safe for dry runs. They see nothing but this project's own kinds, never Secrets.
 //! Everything is read from memory, except whether somebody holds the rights that are being put into a key.
+//!
+//! [`secrets`] is apart from them: it hears of writes to the Secrets of keys, and refuses none.
 
 mod door;
 mod pasted;
 mod rules;
+pub mod secrets;
 pub mod self_check;
 mod stamp;
 
@@ -65,6 +68,8 @@ pub struct Context {
     pub clock: Clock,
     /// Where counts go.
     pub metrics: Metrics,
+    /// Who is told which Secrets are written to.
+    pub news: secrets::News,
 }
 
 /// The webhook as a router, behind its door. A GET is the question of [`self_check`].
@@ -73,6 +78,8 @@ pub fn router(context: Context) -> Router {
     Router::new()
         .route(PATH, post(validate).get(|| ready(StatusCode::NO_CONTENT)))
         .route(STAMP_PATH, post(stamp))
+        .route(secrets::PATH, post(secrets::review))
+        .route(secrets::NOTICE_PATH, secrets::notices())
         // The door has a limit of its own.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(door, door::Door::enter))

@@ -3,9 +3,12 @@
 //! This is what readiness means here. A replica that is ready answers admission requests; one that could not is kept
 //! out of the Service, instead of failing requests until somebody finds out.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::{body::Body, http::Request};
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -40,6 +43,26 @@ async fn try_ask(
     bundle: &[u8],
     identity: Option<Identity>,
 ) -> Result<(), String> {
+    let request =
+        Request::get(super::PATH).header("host", server_name).body(Body::empty()).map_err(|error| error.to_string())?;
+    match send(address, server_name, bundle, identity, request).await?.as_u16() {
+        204 => Ok(()),
+        other => Err(format!("the webhook answered {other}")),
+    }
+}
+
+/// Sends one request to the webhook of a replica at `address`, over a connection of its own. It has no deadline.
+///
+/// # Errors
+/// If there is no connection to a server with a certificate for `server_name` that `bundle` (PEM) vouches for, or no
+/// answer, in words.
+pub async fn send(
+    address: SocketAddr,
+    server_name: &str,
+    bundle: &[u8],
+    identity: Option<Identity>,
+    request: Request<Body>,
+) -> Result<StatusCode, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
         let certificate = certificate.map_err(|_| "the published caBundle can't be read".to_owned())?;
@@ -62,15 +85,13 @@ async fn try_ask(
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| failed(&e))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| failed(&e))?;
-    let connection = tokio::spawn(connection);
-    let request =
-        Request::get(super::PATH).header("host", server_name).body(Body::empty()).map_err(|error| error.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|e| failed(&e));
-    connection.abort();
-    match answer?.status().as_u16() {
-        204 => Ok(()),
-        other => Err(format!("the webhook answered {other}")),
-    }
+    // The connection is no task of its own, so that it ends with this future, whose caller may lose patience.
+    let (mut connection, mut answer) = (pin!(connection), pin!(sender.send_request(request)));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        _ = &mut connection => answer.await,
+    };
+    Ok(answer.map_err(|e| failed(&e))?.status())
 }
 
 /// Where a listener on a wildcard address can be reached from here.

@@ -234,6 +234,14 @@ impl Index {
         rivals.into_iter().flatten().map(|c| c.name.clone()).filter(|name| *name != own).collect()
     }
 
+    /// The ApiKeys that claim a Secret, nearly always one or none.
+    #[must_use]
+    pub fn claimants(&self, namespace: &str, secret: &str) -> Vec<String> {
+        let claims = read(&self.claims);
+        let found = claims.by_secret.get(&(namespace.to_owned(), secret.to_owned()));
+        found.into_iter().flatten().map(|claim| claim.name.clone()).collect()
+    }
+
     /// Takes in what happened to a PermissionCatalog. True if the merged catalogue may have changed.
     pub fn apply_catalog(&self, event: &Event<PermissionCatalog>) -> bool {
         write(&self.catalogs).apply(event)

@@ -1,7 +1,12 @@
 //! The command line. Every argument can be given by the environment as well; the chart uses arguments, so that
 //! `kubectl describe` shows how a replica runs.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -46,6 +51,12 @@ pub struct OperatorArgs {
     /// The address of the webhook.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
     pub webhook_address: SocketAddr,
+
+    /// The IP address at which other replicas reach the webhook of this one. While this replica leads, the address is in
+    /// annotation keywright.dev/address of the Lease, and the others tell this replica which Secrets are written to.
+    /// Absent: the address of the webhook, if it is not a wildcard.
+    #[arg(long, env = "POD_IP")]
+    pub advertise_address: Option<IpAddr>,
 
     /// The address of /healthz, /readyz and /metrics.
     #[arg(long, env = "KEYWRIGHT_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
@@ -138,8 +149,9 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
-    /// How often the Secret of each key is looked at, to notice that it was deleted or changed.
-    #[arg(long, env = "KEYWRIGHT_SECRET_CHECK_INTERVAL", default_value = "10m", value_parser = parse_duration)]
+    /// How often the Secret of each key is looked at, to notice a deletion or a change that the API server did not
+    /// announce.
+    #[arg(long, env = "KEYWRIGHT_SECRET_CHECK_INTERVAL", default_value = "6h", value_parser = parse_duration)]
     pub secret_check_interval: Duration,
 
     /// The Secret that holds the keys that seal values.
@@ -165,6 +177,15 @@ pub struct OperatorArgs {
     /// The namespace of the operator's own objects.
     #[arg(long, env = "POD_NAMESPACE")]
     pub pod_namespace: String,
+}
+
+impl OperatorArgs {
+    /// Where other replicas reach the webhook of this one, if that is known.
+    #[must_use]
+    pub fn advertised(&self) -> Option<SocketAddr> {
+        let own = Some(self.webhook_address.ip()).filter(|ip| !ip.is_unspecified());
+        self.advertise_address.or(own).map(|ip| SocketAddr::new(ip, self.webhook_address.port()))
+    }
 }
 
 /// How the verifier runs.
@@ -317,6 +338,21 @@ mod tests {
         for text in ["", "api-keys", "/api-keys", "gateway/", "a/b/c", "Gateway/a", "gateway/-a", &"a/".repeat(70)] {
             assert!(parse_object_name(text).unwrap_err().contains("NAMESPACE/NAME"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_replica_advertises_an_address_at_which_others_can_reach_it() {
+        let advertised = |args: &[&str]| {
+            let fixed = ["keywright", "operator", "--pod-name=a", "--pod-namespace=b"];
+            match Args::try_parse_from(fixed.iter().chain(args)).unwrap().command {
+                Command::Operator(args) => args.advertised().map(|address| address.to_string()),
+                _ => unreachable!(),
+            }
+        };
+        assert_eq!(advertised(&[]), None);
+        assert_eq!(advertised(&["--webhook-address=10.0.0.1:9443"]).as_deref(), Some("10.0.0.1:9443"));
+        assert_eq!(advertised(&["--advertise-address=10.0.0.2"]).as_deref(), Some("10.0.0.2:9443"));
+        assert_eq!(advertised(&["--advertise-address=fd00::2"]).as_deref(), Some("[fd00::2]:9443"));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! A lease cannot fence writes that are already on their way. What must happen once is held by `create` and
 //! resourceVersions where it is written; the lease only spares replicas from doing the same work.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -21,13 +21,18 @@ use kube::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, error::Elapsed, sleep_until, timeout, timeout_at},
+    time::{Instant, error::Elapsed, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::clock::Clock;
 use crate::controller::FIELD_MANAGER;
+
+/// The annotation of the Lease with the address at which the leader's webhook takes notices of other replicas, as
+/// `IP:PORT`. Whoever can forge it can make replicas connect there, but reads nothing: they send notices only to a peer
+/// that has a certificate of the operator's CA.
+pub const ADDRESS: &str = "keywright.dev/address";
 
 /// Which Lease to hold, as whom, and how patiently.
 #[derive(Clone, Debug)]
@@ -44,6 +49,11 @@ pub struct LeaseConfig {
     pub renew_deadline: Duration,
     /// At most this long between two attempts, while the lease is not ours or the last attempt failed.
     pub retry_period: Duration,
+    /// Where others reach us while we lead, for [`ADDRESS`].
+    pub address: Option<SocketAddr>,
+    /// Receives the address of the leader, as often as the Lease is read: nothing while we lead, nobody does, or the
+    /// leader does not say.
+    pub leader: watch::Sender<Option<SocketAddr>>,
 }
 
 impl LeaseConfig {
@@ -57,7 +67,20 @@ impl LeaseConfig {
             duration: Duration::from_secs(15),
             renew_deadline: Duration::from_secs(10),
             retry_period: Duration::from_secs(2),
+            address: None,
+            leader: watch::Sender::new(None),
         }
+    }
+
+    /// Tells the address of the leader in a Lease, if another replica leads and says where it is.
+    fn note_leader(&self, lease: Option<&Lease>) {
+        let other = |lease: &Lease| {
+            let holder = lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())?;
+            let address = lease.metadata.annotations.as_ref()?.get(ADDRESS)?;
+            (holder != self.identity).then(|| address.parse().ok()).flatten()
+        };
+        let leader = lease.and_then(other);
+        self.leader.send_if_modified(|known| std::mem::replace(known, leader) != leader);
     }
 }
 
@@ -141,6 +164,17 @@ pub async fn run(
         candidate.release().await;
     }
     ended
+}
+
+/// Goes on telling who leads, for a replica that has left the election and still answers the API server. Never ends.
+pub async fn follow(client: Client, config: LeaseConfig) {
+    let api = Api::<Lease>::namespaced(client, &config.namespace);
+    loop {
+        if let Ok(Ok(lease)) = timeout(config.retry_period, api.get_opt(&config.name)).await {
+            config.note_leader(lease.as_ref());
+        }
+        sleep(config.retry_period / 2).await;
+    }
 }
 
 struct Candidate {
@@ -243,6 +277,7 @@ impl Candidate {
         }
         let read = self.api.get_opt(&self.config.name).await?;
         let now = Instant::now();
+        self.config.note_leader(read.as_ref());
         let spec = read.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
         self.seen = match (self.seen.take(), &spec) {
             (Some(seen), Some(spec)) if seen.0 == *spec => Some(seen),
@@ -267,13 +302,24 @@ impl Candidate {
     async fn write(&self, read: Option<Lease>, spec: LeaseSpec) -> kube::Result<Lease> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let spec = Some(spec);
-        if let Some(lease) = read {
+        if let Some(Lease { mut metadata, .. }) = read {
             // What was read carries its resourceVersion.
-            self.api.replace(&self.config.name, &params, &Lease { spec, ..lease }).await
+            self.advertise(&mut metadata);
+            self.api.replace(&self.config.name, &params, &Lease { metadata, spec }).await
         } else {
-            let metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
+            let mut metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
+            self.advertise(&mut metadata);
             self.api.create(&params, &Lease { metadata, spec }).await
         }
+    }
+
+    /// Writes our address into the Lease, or takes out that of the leader before us.
+    fn advertise(&self, metadata: &mut ObjectMeta) {
+        let annotations = metadata.annotations.get_or_insert_default();
+        match self.config.address {
+            Some(address) => annotations.insert(ADDRESS.to_owned(), address.to_string()),
+            None => annotations.remove(ADDRESS),
+        };
     }
 
     /// Leaves the lease to the next replica. Best effort: without it they wait until it runs out.
@@ -513,6 +559,48 @@ mod tests {
         assert_eq!(a.task.await.unwrap(), Ended::Released);
         within(400, leads(&mut b)).await;
         assert_eq!(server.holder().as_deref(), Some("b"));
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_follows_knows_where_the_leader_is() {
+        let server = Server::default();
+        let candidate = |identity: &str, port: u16| {
+            let address = Some(SocketAddr::from(([10, 0, 0, 1], port)));
+            let config = LeaseConfig {
+                duration: Duration::from_secs(1),
+                renew_deadline: Duration::from_millis(700),
+                retry_period: Duration::from_millis(150),
+                address,
+                ..LeaseConfig::new("ns", "l", identity)
+            };
+            let (sender, shutdown) = (watch::Sender::new(false), CancellationToken::new());
+            let knows = config.leader.subscribe();
+            let run = run(server.client(), config.clone(), Clock::system(), sender, shutdown.clone());
+            (config, knows, shutdown, tokio::spawn(run))
+        };
+        let known = async |knows: &mut watch::Receiver<Option<SocketAddr>>, port: Option<u16>| {
+            let known = knows.wait_for(|known| known.map(|address| address.port()) == port);
+            timeout(Duration::from_secs(2), known).await.expect("not in time").unwrap();
+        };
+        let (first, mut first_knows, stop_first, _running) = candidate("a", 1);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let (_, mut second_knows, _stop_second, _running_too) = candidate("b", 2);
+        known(&mut second_knows, Some(1)).await;
+        known(&mut first_knows, None).await;
+        // Somebody takes the annotation out: the leader puts it back.
+        server.0.lock().unwrap().0.as_mut().unwrap().metadata.annotations = None;
+        within(2000, async {
+            while server.0.lock().unwrap().0.as_ref().unwrap().metadata.annotations.is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        known(&mut second_knows, Some(1)).await;
+        stop_first.cancel();
+        let following = tokio::spawn(follow(server.client(), first));
+        known(&mut first_knows, Some(2)).await;
+        known(&mut second_knows, None).await;
+        following.abort();
     }
 
     #[tokio::test]

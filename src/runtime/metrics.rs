@@ -47,8 +47,26 @@ pub enum Kind {
     SecuritySettings,
     /// KeyReveal.
     KeyReveal,
+    /// The Secret of an ApiKey.
+    Secret,
     /// Anything else, which only a wrong webhook configuration sends.
     Other,
+}
+
+/// What became of a notice that somebody writes to the Secret of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Notice {
+    /// This replica leads: the Secret is looked at.
+    Taken,
+    /// The replica that leads was told.
+    Forwarded,
+    /// It was lost: there were too many, or nobody led for too long. The periodic look remains.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoticeLabels {
+    outcome: Notice,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -92,6 +110,7 @@ pub struct Metrics {
     turned_away: Family<ReasonLabels, Counter>,
     admission_duration: Histogram,
     events: Family<OutcomeLabels, Counter>,
+    notices: Family<NoticeLabels, Counter>,
     leader: Gauge,
 }
 
@@ -116,6 +135,7 @@ impl Metrics {
             turned_away: Family::default(),
             admission_duration: latency(),
             events: Family::default(),
+            notices: Family::default(),
             leader: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("keywright");
@@ -143,6 +163,11 @@ impl Metrics {
             "events",
             "Events written, or lost since the API server was too slow",
             metrics.events.clone(),
+        );
+        registry.register(
+            "secret_notices",
+            "Notices of writes to the Secrets of keys, by what became of them",
+            metrics.notices.clone(),
         );
         registry.register("leader", "Whether this replica writes", metrics.leader.clone());
         registry.register_collector(Box::new(Scrape {
@@ -181,6 +206,11 @@ impl Metrics {
     pub fn event(&self, written: bool) {
         let outcome = if written { Outcome::Success } else { Outcome::Error };
         self.events.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts notices of writes to Secrets.
+    pub fn noticed(&self, outcome: Notice, count: usize) {
+        self.notices.get_or_create(&NoticeLabels { outcome }).inc_by(count as u64);
     }
 
     /// Says whether this replica writes.

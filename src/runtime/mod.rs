@@ -8,6 +8,7 @@ pub mod lease;
 mod lingering;
 pub mod listener;
 pub mod metrics;
+pub mod news;
 pub mod operator;
 mod places;
 pub mod supervisor;

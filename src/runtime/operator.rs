@@ -30,6 +30,7 @@ use super::{
     lease::{self, LeaseConfig},
     listener::{self, Places},
     metrics::Metrics,
+    news::{self, Peer},
     supervisor::{self, Supervisor},
 };
 use crate::{
@@ -188,6 +189,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     );
 
     // The webhook, on every replica.
+    let (news, heard) = admission::secrets::News::new(Arc::clone(&index), leader.clone(), metrics.clone());
     leading.spawn("the renewal of certificates", certificates.run(leader.clone(), shutdown.clone()));
     let tls = match &client_ca {
         Some(ca) => {
@@ -204,6 +206,7 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         roles: args.check_roles,
         clock: clock.clone(),
         metrics: metrics.clone(),
+        news,
     });
     let socket = listener::bind("--webhook-address", args.webhook_address)?;
     let (webhook, places) = (axum_server::Handle::new(), Places::new(WEBHOOK_CONNECTIONS));
@@ -220,8 +223,18 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
     // The one that leads writes.
     let mut lease_config = LeaseConfig::new(&args.pod_namespace, &args.lease_name, &args.pod_name);
     lease_config.identity = format!("{}_{}", args.pod_name, std::process::id());
+    lease_config.address = args.advertised();
     let released = CancellationToken::new();
-    let mut election = tokio::spawn(lease::run(lease_client, lease_config, clock.clone(), leads, released.clone()));
+    let mut election =
+        tokio::spawn(lease::run(lease_client.clone(), lease_config.clone(), clock.clone(), leads, released.clone()));
+    // Writes to Secrets lead to looks at them, by the one that leads.
+    let peer = Peer {
+        address: lease_config.leader.subscribe(),
+        bundle: readiness.bundle.clone(),
+        server_name: readiness.server_name.clone(),
+    };
+    let look = look_at_secret(Arc::clone(&context), keys.clone(), queue.clone());
+    serving.spawn("the notices of writes to Secrets", news::run(heard, leader.clone(), peer, metrics.clone(), look));
     let revealer = key_reveal::Context {
         keys: Arc::clone(&context),
         backoff: reveal_backoff,
@@ -286,6 +299,8 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         if !election.is_finished() {
             let _ = timeout(FINISH, &mut election).await;
         }
+        // The API server still calls this replica for a while, so that there are notices for the next leader.
+        let _ = timeout(DRAIN, lease::follow(lease_client, lease_config)).await;
     };
     tokio::join!(release, sleep(DRAIN));
     webhook.graceful_shutdown(Some(DRAIN));
@@ -296,6 +311,24 @@ pub async fn run(args: OperatorArgs) -> Result<ExitCode, Fatal> {
         Stop::Asked => Ok(ExitCode::SUCCESS),
         Stop::Lost => Ok(ExitCode::FAILURE),
         Stop::Broken(ended) => Err(Fatal(ended.to_string())),
+    }
+}
+
+/// Has the keys that claim a Secret read it.
+fn look_at_secret(
+    context: Arc<api_key::Context>,
+    keys: Store<ApiKey>,
+    queue: Queue,
+) -> impl Fn(&admission::secrets::Notice) + Send {
+    move |notice| {
+        for name in context.index.claimants(&notice.namespace, &notice.secret) {
+            let reference = ObjectRef::new(&name).within(&notice.namespace);
+            if let Some(uid) = keys.get(&reference).and_then(|key| key.uid()) {
+                context.checks.now(&uid);
+                // A closed queue means that the process is stopping.
+                let _ = queue.send(reference);
+            }
+        }
     }
 }
 
@@ -672,7 +705,9 @@ impl Readiness {
             while let Some(seen) = stream.next().await {
                 let Ok(configuration) = seen else { continue };
                 let webhooks = configuration.and_then(|c| c.webhooks).unwrap_or_default();
-                let bundle = webhooks.into_iter().find_map(|w| w.client_config.ca_bundle).map(|b| b.0);
+                // As long as one of them lacks it, there is more to be published.
+                let bundles = webhooks.into_iter().map(|w| w.client_config.ca_bundle).collect::<Option<Vec<_>>>();
+                let bundle = bundles.and_then(|bundles| bundles.into_iter().next()).map(|bundle| bundle.0);
                 published.send_replace(bundle);
             }
         };

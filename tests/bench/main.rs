@@ -52,7 +52,7 @@ use kube::{
 };
 use rand::rngs::SysRng;
 use serde_json::json;
-use support::{ControlPlane, Operator, Options, Release, operator::NAMESPACE, output, retry};
+use support::{ControlPlane, Operator, Options, Proxy, Release, operator::NAMESPACE, output, retry};
 
 /// As many keys at a time as the chart's default.
 const CONCURRENCY: usize = 16;
@@ -60,13 +60,19 @@ const NAMESPACES: usize = 10;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Cargo passes --bench; a number limits the run, for a quick look.
+    // Cargo passes --bench; a number limits the run, for a quick look; `idle` asks for the requests at rest alone.
     let most = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(10_000);
     let sizes: Vec<usize> = [1000, 10_000].into_iter().filter(|n| *n <= most).collect();
     eprintln!("starting the control plane, the chart and the operator");
     let plane = ControlPlane::start(&support::kubernetes_version()).await?;
     let release = Release::install(&plane, &[]).await?;
     let bench = Bench::new(&plane, &release).await?;
+    if std::env::args().any(|arg| arg == "idle") {
+        for n in sizes {
+            bench.idle(n).await?;
+        }
+        return Ok(());
+    }
     secrets::measure(&plane, &bench.admin, &namespace(0)).await?;
     // Only that, for a quick look.
     if std::env::args().any(|arg| arg == "secrets") {
@@ -78,7 +84,7 @@ async fn main() -> Result<()> {
         rows.push(bench.run(n).await?);
     }
     print(&rows);
-    Ok(())
+    bench.idle(rows.iter().map(|row| row.keys).max().unwrap_or_default()).await
 }
 
 struct Row {
@@ -243,6 +249,53 @@ impl<'a> Bench<'a> {
         operator.terminate().await?;
         self.clear().await?;
         Ok(Row { keys: n, bare_backlog, backlog, bare_live, live, writes, memory, peak, webhook })
+    }
+
+    /// What the operator asks the API server when nothing happens.
+    async fn idle(&self, n: usize) -> Result<()> {
+        const SPAN: Duration = Duration::from_mins(1);
+        /// Keys that are made together are looked at again after four fifths to a whole interval.
+        const MEAN_INTERVAL: f64 = 0.9 * 6.0 * 3600.0;
+
+        eprintln!("{n} keys: requests at rest");
+        let measure = async |proxy: &Proxy| {
+            // Until what has to do with the start is over.
+            tokio::time::sleep(Duration::from_secs(45)).await;
+            let from = Instant::now();
+            tokio::time::sleep(SPAN).await;
+            let requests = proxy.requests().into_iter().filter(|request| request.at >= from);
+            let (reads, others): (Vec<_>, Vec<_>) = requests.partition(|request| request.path.contains("/secrets/"));
+            let of_keys = reads.iter().filter(|request| !request.path.contains(NAMESPACE)).count();
+            let second = |count: usize| count as f64 / SPAN.as_secs_f64();
+            (second(of_keys), second(reads.len() - of_keys + others.len()))
+        };
+        let start = async |proxy: &Proxy, args: &[&str]| {
+            let args = args.iter().map(ToString::to_string).collect();
+            let options = Options { server: Some(proxy.url().to_owned()), args, ..Options::default() };
+            let operator = Operator::start(self.plane, self.release, options).await?;
+            operator.wait_ready().await?;
+            wait_for(&operator, |text| text.contains("keywright_leader 1")).await?;
+            Ok::<_, anyhow::Error>(operator)
+        };
+        self.lease(None).await?;
+        let proxy = Proxy::start(self.plane)?;
+        let operator = start(&proxy, &[]).await?;
+        self.each(n, async |team, name| self.apply(team, name).await).await?;
+        wait_for(&operator, |text| active(text) == n).await?;
+        let (reads, others) = measure(&proxy).await;
+        let planned = n as f64 / MEAN_INTERVAL;
+        operator.terminate().await?;
+        // The first ten minutes of a leader are what the interval of ten minutes was for ever.
+        let proxy = Proxy::start(self.plane)?;
+        let operator = start(&proxy, &["--secret-check-interval=10m"]).await?;
+        let (before, others_before) = measure(&proxy).await;
+        operator.terminate().await?;
+        self.clear().await?;
+        println!("requests a second at rest, {n} keys, one replica: looks at Secrets of keys + all others");
+        println!("  interval 10m, and the first ten minutes of a leader {before:7.2} + {others_before:.2}");
+        println!("  interval 6h, measured in the first two minutes      {reads:7.2} + {others:.2}");
+        println!("  interval 6h, in the mean                            {planned:7.2} + {others:.2}");
+        Ok(())
     }
 
     /// Does something for each of n keys, as many at a time as the operator.

@@ -13,13 +13,14 @@ mod bypass;
 mod gitops;
 mod keys;
 mod legacy;
+mod news;
 mod policies;
 mod restore;
 mod rotation;
 mod security;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;

@@ -282,6 +282,7 @@ fn value(variable: &EnvVar, replica: u8) -> Result<String> {
     match source.field_ref.as_ref().map(|field| field.field_path.as_str()) {
         Some("metadata.name") => Ok(format!("keywright-{replica}")),
         Some("metadata.namespace") => Ok(NAMESPACE.to_owned()),
+        Some("status.podIP") => Ok(address(replica)),
         _ => bail!("the harness does not know where {} comes from", variable.name),
     }
 }

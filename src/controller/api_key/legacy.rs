@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt, runtime::controller::Action};
 
-use super::{Context, policy_of};
+use super::{Context, Pace, policy_of};
 use crate::{
     api::ApiKey,
     controller::{RequestError, request},
@@ -68,7 +68,11 @@ pub(super) async fn run(key: &ApiKey, context: &Context) -> Result<Action, Reque
     }
     context.backoff.forget(&uid);
     if secret != Observed::NotRead {
-        context.checks.done(&uid, check_at, now);
+        let pace = match Pace::of(&secret) {
+            Pace::Announced => Pace::Unannounced,
+            amiss => amiss,
+        };
+        context.checks.done(&uid, check_at, now, pace);
     }
     // Nothing announces that a Secret was made.
     let again = obstacle.and_then(|_| now.checked_add(WAIT).ok()).unwrap_or(Timestamp::MAX);

@@ -68,36 +68,69 @@ pub struct Context {
     pub sealing: Keeper,
 }
 
-/// When the Secret of each key is looked at again. Nothing announces that a Secret was deleted: a watch would need
-/// the right to read every Secret of the cluster.
+/// When the Secret of each key is looked at again. The API server announces writes of others (see
+/// [`crate::admission::secrets`]), so that this is for what it could not announce: while no replica ran, or of a Secret
+/// that lost its label.
 #[derive(Debug)]
 pub struct Checks {
     interval: SignedDuration,
     next: Mutex<HashMap<String, Timestamp>>,
 }
 
+/// The first look at a Secret after a replica began to lead comes within this time: what happened while nobody led was
+/// announced to nobody.
+const FIRST: SignedDuration = SignedDuration::from_mins(10);
+
+/// How soon a Secret is looked at again if no write to it is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// It is as it should be, and writes to it are announced: after the whole interval.
+    Announced,
+    /// It is the Secret of a legacy key, which carries no label of ours, so that nothing announces writes to it.
+    Unannounced,
+    /// It is gone or is not as it should be. Its replacement is announced only if it has the label, which a backup may
+    /// have lost.
+    Amiss,
+}
+
+impl Pace {
+    /// The most that a Secret of this kind waits, however long the interval is.
+    fn most(self) -> SignedDuration {
+        match self {
+            Self::Announced => SignedDuration::MAX,
+            Self::Unannounced => SignedDuration::from_mins(30),
+            Self::Amiss => SignedDuration::from_mins(10),
+        }
+    }
+
+    /// The pace for a Secret of ours that was just read.
+    fn of(secret: &Observed) -> Self {
+        match secret {
+            Observed::Ours(held) if held.intact => Self::Announced,
+            _ => Self::Amiss,
+        }
+    }
+}
+
 impl Checks {
     /// Every Secret is looked at once an interval.
     #[must_use]
     pub fn every(interval: Duration) -> Self {
-        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::from_mins(10));
+        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::from_hours(6));
         Self { interval, next: Mutex::default() }
     }
 
-    /// When a key is due. A key that is seen for the first time gets a random moment of the interval, so that a
-    /// restart does not read every Secret at once.
+    /// When a key is due. A key that is seen for the first time gets a random moment of [`FIRST`], so that a restart
+    /// does not read every Secret at once.
     fn due_at(&self, uid: &str, now: Timestamp) -> Timestamp {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        *next.entry(uid.to_owned()).or_insert_with(|| {
-            let share = f64::from(SysRng.try_next_u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-            let wait = SignedDuration::from_secs_f64(self.interval.as_secs_f64() * share);
-            now.checked_add(wait).unwrap_or(Timestamp::MAX)
-        })
+        *next.entry(uid.to_owned()).or_insert_with(|| after(self.interval.min(FIRST), 0.0, now))
     }
 
     /// A look that was due at `due` is done. If another was asked for meanwhile, that stays.
-    fn done(&self, uid: &str, due: Timestamp, now: Timestamp) {
-        let at = now.checked_add(self.interval).unwrap_or(Timestamp::MAX);
+    fn done(&self, uid: &str, due: Timestamp, now: Timestamp, pace: Pace) {
+        // Keys that were made together are not looked at together ever after.
+        let at = after(self.interval.min(pace.most()), 0.8, now);
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         if next.get(uid).is_none_or(|asked| *asked == due) {
             next.insert(uid.to_owned(), at);
@@ -105,7 +138,7 @@ impl Checks {
     }
 
     /// Has the Secret looked at when its key has its turn: somebody else wrote to it.
-    pub(super) fn now(&self, uid: &str) {
+    pub fn now(&self, uid: &str) {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         // Never twice the same, so that a look that is under way does not count for this.
         let tick = SignedDuration::from_nanos(1);
@@ -124,6 +157,13 @@ impl Checks {
 
 /// How often the Secret of a restored ApiKey is looked for.
 const AWAIT: SignedDuration = SignedDuration::from_secs(10);
+
+/// A random moment of an interval that begins now, not before this share of it has passed.
+fn after(interval: SignedDuration, least: f64, now: Timestamp) -> Timestamp {
+    let random = f64::from(SysRng.try_next_u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+    let wait = SignedDuration::try_from_secs_f64(interval.as_secs_f64() * (least + (1.0 - least) * random));
+    now.checked_add(wait.unwrap_or(interval)).unwrap_or(Timestamp::MAX)
+}
 
 /// How often a reconciliation looks again when somebody else was faster.
 const ROUNDS: u8 = 3;
@@ -251,7 +291,7 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         orphan::clear(&context.client, &namespace, key, held).await?;
     }
     if secret != Observed::NotRead {
-        context.checks.done(&uid, check_at, now);
+        context.checks.done(&uid, check_at, now, Pace::of(&secret));
     }
     if let Observed::Foreign { passing, .. } = secret {
         // A conflict that only a person can end is no failure of the operator.
@@ -342,4 +382,58 @@ async fn report(
         context.events.note(key, note);
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_800_000_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(SECOND + second).unwrap()
+    }
+
+    #[test]
+    fn the_first_look_comes_soon_and_later_ones_after_the_interval_unless_something_is_amiss() {
+        let checks = Checks::every(Duration::from_hours(6));
+        for number in 0..100 {
+            let uid = format!("u{number}");
+            let first = checks.due_at(&uid, at(0));
+            assert!(at(0) <= first && first <= at(600), "{first}");
+            assert_eq!(checks.due_at(&uid, at(5)), first, "a key keeps its turn");
+            for (pace, least, most) in
+                [(Pace::Announced, 17_280, 21_600), (Pace::Unannounced, 1440, 1800), (Pace::Amiss, 480, 600)]
+            {
+                let due = checks.due_at(&uid, at(0));
+                checks.done(&uid, due, at(0), pace);
+                let next = checks.due_at(&uid, at(0));
+                assert!(at(least) <= next && next <= at(most), "{pace:?}: {next}");
+            }
+        }
+        let dues = (0..100).map(|number| checks.due_at(&format!("u{number}"), at(0)));
+        assert!(dues.collect::<HashSet<_>>().len() > 50, "keys that were looked at together stay together");
+    }
+
+    #[test]
+    fn a_short_interval_bounds_every_look() {
+        let checks = Checks::every(Duration::from_secs(2));
+        assert!(checks.due_at("u", at(0)) <= at(2));
+        for pace in [Pace::Announced, Pace::Unannounced, Pace::Amiss] {
+            let due = checks.due_at("u", at(0));
+            checks.done("u", due, at(0), pace);
+            assert!(checks.due_at("u", at(0)) <= at(2), "{pace:?}");
+        }
+    }
+
+    #[test]
+    fn a_look_that_is_asked_for_during_another_is_not_taken_for_it() {
+        let checks = Checks::every(Duration::from_hours(6));
+        checks.now("u");
+        let due = checks.due_at("u", at(0));
+        assert!(due <= at(0));
+        checks.now("u");
+        checks.done("u", due, at(0), Pace::Announced);
+        assert!(checks.due_at("u", at(0)) <= at(0), "the second request was lost");
+    }
 }
