@@ -148,7 +148,7 @@ async fn key_reveal(context: &Context, body: &[u8]) -> Answer {
 }
 
 /// Says who made an object, in the object.
-async fn stamp(body: Bytes) -> Response {
+async fn stamp(State(context): State<Context>, body: Bytes) -> Response {
     let request = match read::<DynamicObject>(&body) {
         Ok(request) => request,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
@@ -157,7 +157,11 @@ async fn stamp(body: Bytes) -> Response {
         return Json(refusal.into_review()).into_response();
     }
     let response = AdmissionResponse::from(&request);
-    match response.with_patch(stamp::patch(&request)) {
+    let patch = match stamp::patch(&request, &*context.reviewer).await {
+        Ok(patch) => patch,
+        Err(unanswered) => return Json(response.deny(unanswered).into_review()).into_response(),
+    };
+    match response.with_patch(patch) {
         Ok(response) => Json(response.into_review()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

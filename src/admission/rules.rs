@@ -8,15 +8,18 @@ use kube::{
     runtime::reflector::ObjectRef,
 };
 
+use serde_json::Value;
+
 use super::{Context, stamp};
 use crate::{
     access,
     api::{self, AccessPolicy, ApiKey, KeyReveal, Requester, SecuritySettings},
     domain::{
-        gates::{self, Gate, Situation, Verdict},
+        gates::{self, Beside, Gate, Situation, Stamps, Verdict},
         policy::{self, Person},
+        provenance,
         status::secret_ref,
-        validate::{self, Terms},
+        validate::{self, Rule, Terms},
     },
 };
 
@@ -41,7 +44,7 @@ pub(super) struct Problem {
     pub message: String,
 }
 
-/// An ApiKey. An object on its way out passes whatever it says, so that nothing can get stuck.
+/// An ApiKey. An object on its way out passes if its spec stays as it was, so that nothing can get stuck.
 pub(super) async fn api_key(context: &Context, request: &AdmissionRequest<ApiKey>) -> Decision {
     let asking = Asking::of(context, request);
     let old = request.old_object.as_ref();
@@ -51,67 +54,107 @@ pub(super) async fn api_key(context: &Context, request: &AdmissionRequest<ApiKey
         let verdict = asking.judge(|situation| gates::delete(situation, &old.spec, creator(old).as_deref()));
         return asking.decide(context, verdict, Decision::default(), context.roles).await;
     };
-    if new.metadata.deletion_timestamp.is_some() {
-        return Decision::default();
+    if let Some(old) = old.filter(|old| is_going(*old)) {
+        return while_going(old.spec == new.spec);
     }
     let rival = if old.is_none() { context.index.rival(&asking.namespace, new, false) } else { None };
     let secret = secret_ref(new).name;
     let before = old.map(|old| &old.spec);
-    let catalog = context.index.catalog();
-    let created_at = old.and(new.metadata.creation_timestamp.as_ref()).map(|time| time.0);
-    let limits = asking.settings.as_ref().and_then(|settings| settings.limits.as_ref());
-    let terms = Terms { limits, created_at, now: context.clock.now() };
-    let decision = match validate::admit(&new.spec, before, &catalog, rival.as_deref(), &secret, &terms) {
-        Ok(warnings) => Decision { warnings, ..Decision::default() },
-        Err(problems) => {
-            let problems = problems.into_iter().map(|problem| Problem {
-                reason: problem.rule.reason(),
-                forbidden: false,
-                field: problem.field,
-                message: problem.message,
-            });
-            Decision { problems: problems.collect(), ..Decision::default() }
-        }
+    let catalog = &asking.catalog;
+    let terms = Terms {
+        limits: asking.settings.as_ref().and_then(|settings| settings.limits.as_ref()),
+        namespace: (&asking.namespace, context.index.count(&asking.namespace)),
+        handled: old.and_then(|old| old.status.as_ref()?.last_handled_requested_at.as_deref()),
+        created_at: old.and(new.metadata.creation_timestamp.as_ref()).map(|time| time.0),
+        now: context.clock.now(),
     };
+    let (mut decision, mut dry) = (Decision::default(), None);
+    match validate::admit(&new.spec, before, catalog, rival.as_deref(), &secret, &terms) {
+        Ok(warnings) => decision.warnings = warnings,
+        Err(problems) => {
+            // A dry run sees a set of objects one by one, and stores none. What a catalogue of the same set may mend is
+            // no reason to refuse there: where the objects are applied in order, the catalogue is there before the key.
+            let (curable, problems): (Vec<_>, Vec<_>) =
+                problems.into_iter().partition(|problem| request.dry_run && problem.rule.is_of_catalog());
+            let warning = |problem: &validate::Problem| {
+                format!("{problem}; refused unless a PermissionCatalog that mends it is applied before this key")
+            };
+            decision.warnings = curable.iter().take(MOST_WARNINGS).map(warning).collect();
+            decision.problems = problems.into_iter().map(Problem::from).collect();
+            // Which rights a name takes that no catalogue knows is not known either.
+            dry = (!curable.is_empty()).then(|| validate::known_part(&new.spec, catalog));
+        }
+    }
     // What is wrong in itself is not worth a question; and who may not learns no more than that it is wrong.
     if !decision.problems.is_empty() {
         return decision;
     }
+    let spec = dry.as_ref().unwrap_or(&new.spec);
     let verdict = asking.judge(|situation| match old {
-        None => gates::create(situation, &new.spec, &secret),
-        Some(old) => gates::update(situation, &old.spec, &new.spec, creator(old).as_deref(), touched(old, new)),
+        None => gates::create(situation, spec, &secret),
+        Some(old) => gates::update(situation, &old.spec, spec, creator(old).as_deref(), beside(old, new)),
     });
-    asking.decide(context, verdict, decision, context.roles).await
+    let stamps = if context.roles {
+        gates::stamps(&asking.who.username, old.map(stamps_of).as_ref(), &stamps_of(new))
+    } else {
+        Verdict::default()
+    };
+    asking.decide(context, verdict.and(stamps), decision, context.roles).await
 }
 
-/// kubectl notes here what was applied; that it changes follows from what changes.
-const NOTE: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How many problems a dry run is told as warnings. The API server cuts what is longer than 4096 characters in all.
+const MOST_WARNINGS: usize = 10;
 
-/// Whether an update changes more than `spec.accessPolicyRef`: the rest of the spec, or metadata that people own.
-/// The chart's policy on roles says the same in CEL.
-fn touched(old: &ApiKey, new: &ApiKey) -> bool {
-    let rest = |key: &ApiKey| {
-        let mut spec = key.spec.clone();
-        spec.access_policy_ref = None;
-        spec
-    };
+impl From<validate::Problem> for Problem {
+    fn from(problem: validate::Problem) -> Self {
+        let forbidden = problem.rule == Rule::TooManyKeys;
+        Self { reason: problem.rule.reason(), forbidden, field: problem.field, message: problem.message }
+    }
+}
+
+/// What an update changes beside the spec.
+fn beside(old: &ApiKey, new: &ApiKey) -> Beside {
     let annotations = |key: &ApiKey| {
         let mut all = key.annotations().clone();
-        all.remove(NOTE);
+        all.remove(provenance::LAST_APPLIED);
         all
     };
-    rest(old) != rest(new)
-        || annotations(old) != annotations(new)
+    let metadata = annotations(old) != annotations(new)
         || old.labels() != new.labels()
         || old.owner_references() != new.owner_references()
-        || old.finalizers() != new.finalizers()
+        || old.finalizers() != new.finalizers();
+    Beside { metadata, known: provenance::change(&known_of(old), &known_of(new)) }
+}
+
+fn known_of(key: &ApiKey) -> provenance::Known<'_> {
+    let owners = key.managed_fields().iter().filter(|entry| entry.subresource.as_deref().is_none_or(str::is_empty));
+    provenance::Known {
+        last_applied: key.annotations().get(provenance::LAST_APPLIED).map(String::as_str),
+        owners: owners
+            .map(|entry| provenance::Owner {
+                manager: entry.manager.as_deref().unwrap_or_default(),
+                operation: entry.operation.as_deref().unwrap_or_default(),
+                version: entry.api_version.as_deref().unwrap_or_default(),
+                fields: entry.fields_v1.as_ref().map_or(&Value::Null, |fields| &fields.0),
+            })
+            .collect(),
+    }
+}
+
+fn stamps_of(key: &ApiKey) -> Stamps<'_> {
+    let of = |name| key.annotations().get(name).map(String::as_str);
+    Stamps {
+        creator: of(api::CREATOR_ANNOTATION),
+        restored_by: of(api::RESTORED_BY_ANNOTATION),
+        accepts: of(api::ACCEPT_SECRET_ANNOTATION),
+    }
 }
 
 /// An AccessPolicy.
 pub(super) async fn access_policy(context: &Context, request: &AdmissionRequest<AccessPolicy>) -> Decision {
     let asking = Asking::of(context, request);
-    if is_going(request) {
-        return Decision::default();
+    if let Some(decision) = going(request, |old, new| old.spec == new.spec) {
+        return decision;
     }
     let types: BTreeSet<_> = context.index.keys_of_policy(&asking.namespace, &request.name).into_values().collect();
     let old = request.old_object.as_ref().map(|old| gates::KnownPolicy {
@@ -136,8 +179,8 @@ pub(super) async fn access_policy(context: &Context, request: &AdmissionRequest<
 
 /// SecuritySettings: gate 1 is all there is.
 pub(super) async fn security_settings(context: &Context, request: &AdmissionRequest<SecuritySettings>) -> Decision {
-    if is_going(request) {
-        return Decision::default();
+    if let Some(decision) = going(request, |old, new| old.spec == new.spec) {
+        return decision;
     }
     let asking = Asking::of(context, request);
     asking.decide(context, gates::write_settings(), Decision::default(), context.roles).await
@@ -161,8 +204,31 @@ pub(super) async fn key_reveal(context: &Context, request: &AdmissionRequest<Key
     asking.decide(context, verdict, Decision::default(), true).await
 }
 
-fn is_going<K: Resource>(request: &AdmissionRequest<K>) -> bool {
-    request.object.as_ref().is_some_and(|object| object.meta().deletion_timestamp.is_some())
+fn is_going<K: Resource>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_some()
+}
+
+/// What is decided of an update of an object on its way out; nothing if it is none.
+fn going<K: Resource>(request: &AdmissionRequest<K>, same: impl FnOnce(&K, &K) -> bool) -> Option<Decision> {
+    match (&request.old_object, &request.object) {
+        (Some(old), Some(new)) if is_going(old) => Some(while_going(same(old, new))),
+        _ => None,
+    }
+}
+
+/// An object on its way out loses its finalizers, by whoever has to remove them. Nothing else of it changes: a policy that
+/// is held by a finalizer still decides.
+fn while_going(same_spec: bool) -> Decision {
+    let problem = || Problem {
+        reason: "BeingDeleted",
+        forbidden: true,
+        field: "spec".to_owned(),
+        message:
+            "Forbidden: the object is being deleted, so its spec can't change any more: remove metadata.finalizers, \
+                  and create it again"
+                .to_owned(),
+    };
+    Decision { problems: if same_spec { vec![] } else { vec![problem()] }, ..Decision::default() }
 }
 
 /// Who asks, and what is known where they ask.
@@ -199,7 +265,8 @@ impl Asking {
         })
     }
 
-    /// Asks for what the verdict demands, all at once. Gate 1 is usually the API server's, which asked already.
+    /// Asks for what the verdict demands, all at once. Gate 1 and the owner are usually the API server's, which asked
+    /// already.
     async fn decide(&self, context: &Context, verdict: Verdict, mut decision: Decision, roles: bool) -> Decision {
         decision.problems.extend(verdict.denials.into_iter().map(|denial| Problem {
             reason: denial.gate.reason(),
@@ -210,7 +277,8 @@ impl Asking {
         if !decision.problems.is_empty() {
             return decision;
         }
-        let demands: Vec<_> = verdict.demands.into_iter().filter(|d| roles || d.gate != Gate::Role).collect();
+        let asked_before = |gate| matches!(gate, Gate::Role | Gate::Owner);
+        let demands: Vec<_> = verdict.demands.into_iter().filter(|d| roles || !asked_before(d.gate)).collect();
         let asked = demands.iter().map(|d| access::ask(&*context.reviewer, &self.who, &self.namespace, &d.need));
         let answers = futures::future::join_all(asked).await;
         for (demand, answer) in demands.iter().zip(answers) {

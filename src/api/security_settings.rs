@@ -72,11 +72,27 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_expiry: Option<bool>,
 
-    /// The longest rotation.every allowed, as a duration such as 720h. Setting it requires rotation.
+    /// The longest rotation.every allowed, as a duration such as 720h; at least 1m. Setting it requires rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
-    #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
+    #[x_kube(
+        validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"),
+        validation = Rule::new(LEAST_RULE).message("must be at least 1m, which is the least rotation.every"),
+    )]
     pub max_rotation_interval: Option<String>,
+
+    /// Whether a change that adds presets or permissions to a key must also set a new rotation.requestedAt, so that
+    /// whoever saw the value before does not get what was added. Until the overlap of that rotation ends, the value
+    /// before carries it too: set rotation.overlap to 0s in the same change to prevent that. What a catalogue adds to a
+    /// preset is no change of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_rotation_on_raise: Option<bool>,
+
+    /// How many ApiKeys the namespace may have. Checked when one is created; existing ones stay. Keys that are created at
+    /// the same moment may exceed it by a few, since each replica of the webhook counts what it has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_keys: Option<i32>,
 
     /// Deactivate a key that was not used for this long, as a duration such as 2160h. Counts from the last use that a
     /// verifier reported, or from the last rotation if that is later; a key without any reported use stays active.
@@ -87,3 +103,4 @@ pub struct Limits {
 }
 
 const DURATION_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s)){1,3}$')";
+const LEAST_RULE: &str = "!self.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self) >= duration('1m')";

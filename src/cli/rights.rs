@@ -19,6 +19,7 @@ use crate::{
         catalog::Catalog,
         gates::{self, KnownPolicy, Situation, Verdict},
         policy::Person,
+        provenance,
         rights::{Need, Right},
     },
 };
@@ -61,6 +62,9 @@ pub(super) async fn may(cluster: &Cluster, need: &Need) -> Result<bool> {
     let (who, namespace) = (Arc::default(), cluster.namespace.as_str().into());
     Ok(access::ask(&myself(cluster), &who, &namespace, need).await?.met)
 }
+
+/// Some change that leaves what a key carries, and for how long, as it is.
+const CHANGE: gates::Beside = gates::Beside { metadata: true, known: provenance::Change::NOTHING };
 
 #[derive(Args)]
 pub(super) struct CanIArgs {
@@ -139,7 +143,7 @@ pub(super) async fn can_i(cluster: &Cluster, args: &CanIArgs) -> Result<Reply> {
     };
     let verdict = match args.verb {
         CanIVerb::View => gates::reveal(&situation, &spec, None, None),
-        CanIVerb::Update => gates::update(&situation, &empty, &spec, None, true),
+        CanIVerb::Update => gates::update(&situation, &empty, &spec, None, CHANGE),
         CanIVerb::Delete => gates::delete(&situation, &spec, None),
         CanIVerb::Create | CanIVerb::Use => gates::create(&situation, &spec, ""),
     };
@@ -233,7 +237,7 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
     let (spec, status) = (&key.spec, key.status.as_ref());
     let verdicts = [
         ("view", gates::reveal(&situation, spec, status, creator)),
-        ("manage", gates::update(&situation, spec, spec, creator, true)),
+        ("manage", gates::update(&situation, spec, spec, creator, CHANGE)),
         ("delete", gates::delete(&situation, spec, creator)),
     ];
     let reviewer = access::Cluster::new(cluster.client.clone());

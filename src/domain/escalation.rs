@@ -20,7 +20,7 @@ use super::{
         Catalog,
         tests::{permission, preset, spec as catalog_spec},
     },
-    gates::{self, KnownPolicy, Situation, Verdict},
+    gates::{self, Beside, KnownPolicy, Situation, Verdict},
     policy::{self, Person},
     rights::{self, Right},
     validate::tests::spec as key_spec,
@@ -227,6 +227,14 @@ impl Cluster {
         })
     }
 
+    /// Whether a user may change and delete a key: by the role, the policy, and as the owner.
+    fn manages(&self, user: &User, key: &Key) -> bool {
+        let owner = key.spec.user.as_deref().unwrap_or(user.name);
+        user.may(rights::manage(key.spec.key_type, None))
+            && self.access(user, key) == AccessLevel::Manage
+            && (owner == user.name || user.has(&Right::Impersonate(owner.into())))
+    }
+
     fn count(&mut self, what: &'static str) {
         *self.granted.entry(what).or_default() += 1;
     }
@@ -281,11 +289,14 @@ impl Cluster {
     fn update(&mut self, user: &User, slot: u32, bits: &mut Bits) -> Result<(), TestCaseError> {
         let key = &self.keys[&slot];
         let mut new = key.spec.clone();
-        let lower = bits.chance();
+        let off = new.active == Some(false);
+        let lower = !off && bits.chance();
         if lower {
             new.presets.pop();
             new.permissions.pop();
             new.active = Some(false);
+        } else if off && bits.below(4) > 0 {
+            new.active = None;
         } else {
             (new.presets, new.permissions) = contents(bits);
         }
@@ -298,8 +309,9 @@ impl Cluster {
             return Ok(());
         }
         let touched = new != ApiKeySpec { access_policy_ref: new.access_policy_ref.clone(), ..key.spec.clone() };
-        let granted = self.judge(user, |s| gates::update(s, &key.spec, &new, Some(key.creator), touched));
-        let manages = user.may(rights::manage(key_type, None)) && self.access(user, key) == AccessLevel::Manage;
+        let beside = Beside::default();
+        let granted = self.judge(user, |s| gates::update(s, &key.spec, &new, Some(key.creator), beside));
+        let manages = self.manages(user, key);
         if !granted {
             prop_assert!(!(lower && manages && !renamed), "lowering was refused: {new:?}");
             return Ok(());
@@ -312,8 +324,19 @@ impl Cluster {
         if raised && key_type == KeyType::Team {
             prop_assert!(user.holds_all(&after) && !user.is_scoped(), "a Team key raised: {new:?}");
         }
+        let revived = key.spec.active == Some(false) && new.active != Some(false);
+        if revived {
+            prop_assert!(user.holds_all(&after), "turned on with more than the person has: {new:?}");
+            prop_assert!(key_type != KeyType::Team || !user.is_scoped(), "a Team key by a data-scoped person");
+        }
         self.keys.get_mut(&slot).unwrap().spec = new;
-        self.count(if raised { "raise" } else { "lower" });
+        self.count(if raised {
+            "raise"
+        } else if revived {
+            "turn on"
+        } else {
+            "lower"
+        });
         Ok(())
     }
 
@@ -323,7 +346,7 @@ impl Cluster {
             return Ok(());
         }
         let new = ApiKeySpec { access_policy_ref: reference(bits), ..key.spec.clone() };
-        if !self.judge(user, |s| gates::update(s, &key.spec, &new, Some(key.creator), false)) {
+        if !self.judge(user, |s| gates::update(s, &key.spec, &new, Some(key.creator), Beside::default())) {
             return Ok(());
         }
         if new == key.spec {
@@ -346,7 +369,7 @@ impl Cluster {
     fn delete(&mut self, user: &User, slot: u32) -> Result<(), TestCaseError> {
         let key = &self.keys[&slot];
         let granted = self.judge(user, |s| gates::delete(s, &key.spec, Some(key.creator)));
-        let may = user.may(rights::manage(key.spec.key_type, None)) && self.access(user, key) == AccessLevel::Manage;
+        let may = self.manages(user, key);
         prop_assert_eq!(granted, may);
         if granted {
             self.keys.remove(&slot);
@@ -422,7 +445,7 @@ fn nobody_gets_by_a_key_what_they_lack() {
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
     // A model in which nothing is ever granted would prove nothing.
     let total = total.into_inner();
-    for what in ["create", "raise", "lower", "name policy", "delete", "reveal", "write policy"] {
+    for what in ["create", "raise", "turn on", "lower", "name policy", "delete", "reveal", "write policy"] {
         assert!(total.get(what).is_some_and(|count| *count > 100), "{what} is hardly ever granted: {total:?}");
     }
 }

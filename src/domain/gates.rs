@@ -4,14 +4,18 @@
 //! or sees by a key what they lack. Each function here is pure: it says what is denied outright, and which rights have
 //! to be asked for; [`crate::access`] asks.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use jiff::Timestamp;
 
 use super::{
     catalog::Catalog,
+    duration,
     policy::{self, Person, Ruling},
+    provenance,
     rights::{self, Need, Right, UPDATE_ALL_POLICIES},
 };
-use crate::api::{AccessLevel, AccessPolicySpec, ApiKeySpec, ApiKeyStatus, KeyType, SecuritySettingsSpec};
+use crate::api::{AccessLevel, AccessPolicySpec, ApiKeySpec, ApiKeyStatus, KeyType, Rotation, SecuritySettingsSpec};
 
 /// What a request is about, for messages, metrics and `explain`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +32,10 @@ pub enum Gate {
     Owner,
     /// A legacy key is imported by one who can read its value anyway.
     Import,
+    /// What tools that apply know of earlier applies is changed by those who may change the fields.
+    Provenance,
+    /// The annotations of a restore are for those who may restore.
+    Restore,
 }
 
 impl Gate {
@@ -41,6 +49,8 @@ impl Gate {
             Self::DataScope => "DataScopeDenied",
             Self::Owner => "OwnerDenied",
             Self::Import => "ImportDenied",
+            Self::Provenance => "ProvenanceDenied",
+            Self::Restore => "RestoreDenied",
         }
     }
 }
@@ -58,14 +68,15 @@ pub struct Demand {
     pub need: Need,
 }
 
+/// How many missing rights are looked for. Nobody is asked for more, so that a request that is refused costs few questions.
+pub const MOST_MISSING: usize = 5;
+
 impl Demand {
-    /// What somebody is told who lacks these rights.
+    /// What somebody is told who lacks these rights. With [`MOST_MISSING`] of them, there may be more.
     #[must_use]
     pub fn lacking(&self, who: &str, namespace: &str, missing: &[Right]) -> String {
-        const MOST: usize = 5;
-        let names: Vec<_> = missing.iter().take(MOST).map(ToString::to_string).collect();
-        let rest = missing.len().saturating_sub(MOST);
-        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        let names: Vec<_> = missing.iter().take(MOST_MISSING).map(ToString::to_string).collect();
+        let more = if missing.len() >= MOST_MISSING { " and possibly more" } else { "" };
         format!(
             "{who} lacks {}{more} in namespace {namespace}, which is needed to {}: ask for a role that grants it (kubectl keywright can-i)",
             names.join(", "),
@@ -123,6 +134,22 @@ pub struct Situation<'a> {
 pub struct Contents {
     presets: BTreeSet<Arc<str>>,
     permissions: BTreeSet<Arc<str>>,
+}
+
+/// The names, as few as a message takes.
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 3;
+        let names = self.presets.iter().map(|name| ("preset", name));
+        let names = names.chain(self.permissions.iter().map(|name| ("permission", name)));
+        for (number, (kind, name)) in names.take(MOST).enumerate() {
+            write!(f, "{}{kind} {name}", if number > 0 { ", " } else { "" })?;
+        }
+        match (self.presets.len() + self.permissions.len()).saturating_sub(MOST) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 impl Contents {
@@ -229,29 +256,52 @@ pub fn create(situation: &Situation<'_>, new: &ApiKeySpec, secret: &str) -> Verd
         let need = Need::Right(Right::ReadSecret(secret.into()));
         verdict.demand(Gate::Import, "spec.secret.name", format!("import {kind} from Secret {secret}"), need);
     }
+    verdict.check_owner(situation, new, "create", Gate::Owner);
     verdict.attach(situation, new, &Contents::of_spec(new, situation.catalog), "create");
     verdict
 }
 
-/// To change a key. `touched` says whether anything but `spec.accessPolicyRef` changes: fields of the spec, or
-/// metadata that people own.
+/// What an update changes beside the spec.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Metadata that people own: labels, annotations, owners, finalizers.
+    pub metadata: bool,
+    /// What tools that apply know of earlier applies.
+    pub known: provenance::Change,
+}
+
+/// To change a key.
 #[must_use]
 pub fn update(
     situation: &Situation<'_>,
     old: &ApiKeySpec,
     new: &ApiKeySpec,
     creator: Option<&str>,
-    touched: bool,
+    beside: Beside,
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let kind = kind(new);
+    // The API server asks for gate 1 where it sees the change. What the next apply removes, it does not see.
+    let touched = beside.metadata || differ(old, new);
     if touched {
         verdict.demand(Gate::Role, "spec", format!("change {kind}"), manage(new));
+        verdict.check_owner(situation, new, "change", Gate::Owner);
+    } else if beside.known.fields {
+        verdict.demand(Gate::Provenance, KNOWN, format!("change what the next apply does to {kind}"), manage(new));
+        verdict.check_owner(situation, new, "change what the next apply does to", Gate::Provenance);
+    }
+    if touched || beside.known.fields {
         verdict.consult(situation, old, creator, AccessLevel::Manage);
     }
-    if old.access_policy_ref != new.access_policy_ref {
+    let another = old.access_policy_ref != new.access_policy_ref;
+    if another || beside.known.policy {
         let need = rights::any_permission(rights::update_policy(new.key_type));
-        verdict.demand(Gate::Role, "spec.accessPolicyRef", format!("change the access policy of {kind}"), need);
+        if another {
+            verdict.demand(Gate::Role, "spec.accessPolicyRef", format!("change the access policy of {kind}"), need);
+        } else {
+            let purpose = format!("change what the next apply does to the access policy of {kind}");
+            verdict.demand(Gate::Provenance, KNOWN, purpose, need);
+        }
         let before = old.access_policy_ref.as_ref().and_then(|reference| (situation.policy)(&reference.name));
         // A policy that is missing protects nothing, and to name another is the way out of it.
         if let Some(before) = before {
@@ -261,7 +311,10 @@ pub fn update(
     }
     let (before, after) = (Contents::of_spec(old, situation.catalog), Contents::of_spec(new, situation.catalog));
     let added = after.beyond(&before, situation.catalog);
-    if !added.is_empty() {
+    if let Some(what) = revives(old, new).or_else(|| known_to_revive(old, beside.known)) {
+        // To turn on, extend or rotate a key is to make it anew: it takes what creating it would take.
+        verdict.attach(situation, new, &after, what);
+    } else if !added.is_empty() {
         // Whoever raises a Team key holds all that is in it afterwards, as whoever creates one.
         let wanted = if new.key_type == KeyType::Team { &after } else { &added };
         verdict.attach(situation, new, wanted, "raise the rights of");
@@ -269,11 +322,61 @@ pub fn update(
     verdict
 }
 
+/// Where it is kept what tools that apply know.
+const KNOWN: &str = "metadata.managedFields";
+
+/// Whether anything but `accessPolicyRef` differs.
+fn differ(old: &ApiKeySpec, new: &ApiKeySpec) -> bool {
+    let rest = |spec: &ApiKeySpec| ApiKeySpec { access_policy_ref: None, ..spec.clone() };
+    rest(old) != rest(new)
+}
+
+/// Whether a change makes a key work that did not, makes it work for longer, or gives it another value; and in which
+/// words. Turning off, shortening and removing a request for a rotation do not.
+fn revives(old: &ApiKeySpec, new: &ApiKeySpec) -> Option<&'static str> {
+    let time = |text: &str| text.parse::<Timestamp>().ok();
+    let is_off = |spec: &ApiKeySpec| spec.active == Some(false);
+    let extended = match (old.expires_at.as_deref(), new.expires_at.as_deref()) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        // What is no time counts as past, and may be anything else tomorrow.
+        (Some(old), Some(new)) => old != new && !matches!((time(old), time(new)), (Some(old), Some(new)) if new <= old),
+    };
+    let field =
+        |spec: &ApiKeySpec, of: fn(&Rotation) -> &Option<String>| spec.rotation.as_ref().and_then(|r| of(r).clone());
+    let (requested, every, overlap) =
+        (field(new, |r| &r.requested_at), field(new, |r| &r.every), field(new, |r| &r.overlap));
+    let (old_requested, old_every, old_overlap) =
+        (field(old, |r| &r.requested_at), field(old, |r| &r.every), field(old, |r| &r.overlap));
+    let length = |text: &Option<String>| text.as_deref().and_then(duration::parse);
+    let overlaps_less = matches!((length(&old_overlap), length(&overlap)), (Some(old), Some(new)) if new <= old);
+    if is_off(old) && !is_off(new) {
+        Some("turn on")
+    } else if extended {
+        Some("extend")
+    } else if requested.is_some() && requested != old_requested || every != old_every {
+        Some("rotate")
+    } else if overlap != old_overlap && !overlaps_less {
+        Some("prolong the overlap of")
+    } else {
+        None
+    }
+}
+
+/// As [`revives`], by what the next apply of an unchanged manifest would remove.
+fn known_to_revive(old: &ApiKeySpec, known: provenance::Change) -> Option<&'static str> {
+    let revives = known.removes.active && old.active == Some(false)
+        || known.removes.expiry && old.expires_at.is_some()
+        || known.removes.rotation && old.rotation.is_some();
+    revives.then_some("let the next apply turn on, extend or rotate")
+}
+
 /// To delete a key.
 #[must_use]
 pub fn delete(situation: &Situation<'_>, old: &ApiKeySpec, creator: Option<&str>) -> Verdict {
     let mut verdict = Verdict::default();
     verdict.demand(Gate::Role, "spec.type", format!("delete {}", kind(old)), manage(old));
+    verdict.check_owner(situation, old, "delete", Gate::Owner);
     verdict.consult(situation, old, creator, AccessLevel::Manage);
     verdict
 }
@@ -319,6 +422,47 @@ pub fn write_policy(who: Person<'_>, old: Option<&KnownPolicy>, types: &BTreeSet
     verdict
 }
 
+/// The annotations of a restore, on an object that is created (`old` is `None`) or changed. The API server asks the same
+/// where the policies of the chart are installed.
+#[must_use]
+pub fn stamps(who: &str, old: Option<&Stamps<'_>>, new: &Stamps<'_>) -> Verdict {
+    let mut verdict = Verdict::default();
+    let kept = match old {
+        Some(old) => new.creator == old.creator && new.restored_by == old.restored_by,
+        None => new.creator == Some(who) && new.restored_by.is_none(),
+    };
+    if !kept && (old.is_some() || new.creator.is_none() || new.restored_by != Some(who)) {
+        let message = "keywright.dev/creator and keywright.dev/restored-by are written by the cluster when the object is \
+                       created, and can't be chosen or changed";
+        verdict.deny(Gate::Restore, "metadata.annotations", message.to_owned());
+    } else if !kept {
+        let purpose = "keep the creator of an ApiKey that is restored".to_owned();
+        verdict.demand(
+            Gate::Restore,
+            "metadata.annotations[keywright.dev/creator]",
+            purpose,
+            Need::Right(Right::Restore),
+        );
+    }
+    if new.accepts.is_some() && new.accepts != old.and_then(|old| old.accepts) {
+        let purpose = "have the value of a Secret accepted that the operator can't authenticate".to_owned();
+        let field = "metadata.annotations[keywright.dev/accept-secret]";
+        verdict.demand(Gate::Restore, field, purpose, Need::Right(Right::Restore));
+    }
+    verdict
+}
+
+/// The annotations of an ApiKey that are not its users' alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamps<'a> {
+    /// [`crate::api::CREATOR_ANNOTATION`].
+    pub creator: Option<&'a str>,
+    /// [`crate::api::RESTORED_BY_ANNOTATION`].
+    pub restored_by: Option<&'a str>,
+    /// [`crate::api::ACCEPT_SECRET_ANNOTATION`].
+    pub accepts: Option<&'a str>,
+}
+
 /// To create, change or delete security settings.
 #[must_use]
 pub fn write_settings() -> Verdict {
@@ -329,6 +473,15 @@ pub fn write_settings() -> Verdict {
 }
 
 impl Verdict {
+    /// Both.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.denials.extend(other.denials);
+        self.demands.extend(other.demands);
+        self.ruling = self.ruling.or(other.ruling);
+        self
+    }
+
     fn demand(&mut self, gate: Gate, field: &'static str, purpose: String, need: Need) {
         if need != Need::NOTHING {
             self.demands.push(Demand { gate, field, purpose, need });
@@ -339,18 +492,19 @@ impl Verdict {
         self.denials.push(Denial { gate, field, message });
     }
 
+    /// A Personal key is its user's, or of one who may act as that user anyway.
+    fn check_owner(&mut self, situation: &Situation<'_>, spec: &ApiKeySpec, what: &str, gate: Gate) {
+        let user = spec.user.as_deref().unwrap_or_default();
+        if spec.key_type == KeyType::Personal && user != situation.who.name {
+            let need = Need::Right(Right::Impersonate(user.into()));
+            self.demand(gate, "spec.user", format!("{what} a Personal key of {user}"), need);
+        }
+    }
+
     /// What putting these contents into a key takes.
     fn attach(&mut self, situation: &Situation<'_>, spec: &ApiKeySpec, contents: &Contents, what: &str) {
-        match spec.key_type {
-            KeyType::Personal => {
-                let user = spec.user.as_deref().unwrap_or_default();
-                if user != situation.who.name {
-                    let need = Need::Right(Right::Impersonate(user.into()));
-                    self.demand(Gate::Owner, "spec.user", format!("{what} a Personal key of {user}"), need);
-                }
-            }
-            KeyType::Team => self.check_data_scope(situation, "spec.type", what),
-            KeyType::SendYourData => {}
+        if spec.key_type == KeyType::Team {
+            self.check_data_scope(situation, "spec.type", what);
         }
         let need = contents.need(situation.catalog);
         self.demand(Gate::Contents, "spec", format!("{what} a key that carries it"), need);
@@ -486,6 +640,8 @@ mod tests {
         SecuritySettingsSpec { data_scoped_groups: vec!["x".to_owned(), "sre".to_owned()], ..Default::default() }
     }
 
+    const CHANGED: Beside = Beside { metadata: true, known: provenance::Change::NOTHING };
+
     const ALERTS: &str = "([preset Alerts | (permission alerts:ReadConfig, permission alerts:UpdateConfig)])";
 
     #[test]
@@ -531,8 +687,8 @@ mod tests {
         ask(Some(&settings), |s| {
             assert_eq!(told(create(s, &team(), "x")), [(Gate::DataScope, "spec.type")]);
             assert_eq!(told(reveal(s, &team(), None, None)), [(Gate::DataScope, "spec.apiKeyRef")]);
-            assert_eq!(told(update(s, &lower, &team(), None, true)), [(Gate::DataScope, "spec.type")]);
-            assert!(told(update(s, &team(), &lower, None, true)).is_empty(), "lowering shows nothing");
+            assert_eq!(told(update(s, &lower, &team(), None, CHANGED)), [(Gate::DataScope, "spec.type")]);
+            assert!(told(update(s, &team(), &lower, None, CHANGED)).is_empty(), "lowering shows nothing");
             assert!(told(delete(s, &team(), None)).is_empty());
             for other in [spec(KeyType::SendYourData, &["SendData"], &[]), personal("alice")] {
                 assert!(told(create(s, &other, "x")).is_empty());
@@ -542,14 +698,27 @@ mod tests {
     }
 
     #[test]
-    fn a_personal_key_is_for_its_user_or_one_whom_the_creator_may_impersonate() {
+    fn a_personal_key_is_managed_by_its_user_or_one_who_may_impersonate_that_user() {
         let own = ask(None, |s| create(s, &personal("alice"), "x"));
         assert_eq!(gates(&own), (vec![], vec![Gate::Role, Gate::Contents]));
         let other = ask(None, |s| create(s, &personal("bob"), "x"));
         assert_eq!(demands(&other)[1], (Gate::Owner, "spec.user", "impersonate bob".to_owned()));
         let raised = ApiKeySpec { permissions: vec!["alerts:UpdateConfig".to_owned()], ..personal("bob") };
-        let raised = ask(None, |s| update(s, &personal("bob"), &raised, None, true));
+        let raised = ask(None, |s| update(s, &personal("bob"), &raised, None, CHANGED));
         assert_eq!(gates(&raised).1, [Gate::Role, Gate::Owner, Gate::Contents]);
+        let old = ApiKeySpec { expires_at: Some("2027-01-01T00:00:00Z".to_owned()), ..personal("bob") };
+        for new in [
+            ApiKeySpec { display_name: Some("x".to_owned()), ..old.clone() },
+            ApiKeySpec { active: Some(false), ..old.clone() },
+            ApiKeySpec { expires_at: None, ..old.clone() },
+            ApiKeySpec { rotation: Some(requested("2026-11-25T10:00:00Z")), ..old.clone() },
+        ] {
+            let changed = ask(None, |s| update(s, &old, &new, None, Beside::default()));
+            assert_eq!(demands(&changed)[1], (Gate::Owner, "spec.user", "impersonate bob".to_owned()), "{new:?}");
+        }
+        let deleted = ask(None, |s| delete(s, &personal("bob"), Some("alice")));
+        assert_eq!(gates(&deleted), (vec![], vec![Gate::Role, Gate::Owner]), "whoever created it");
+        assert_eq!(gates(&ask(None, |s| delete(s, &personal("alice"), None))).1, [Gate::Role]);
         // To impersonate somebody is not to be shown what is theirs.
         assert_eq!(gates(&ask(None, |s| reveal(s, &personal("bob"), None, Some("alice")))).0, [Gate::Owner]);
         assert!(gates(&ask(None, |s| reveal(s, &personal("alice"), None, Some("bob")))).0.is_empty());
@@ -576,7 +745,7 @@ mod tests {
         let renamed = |old: &ApiKeySpec| ApiKeySpec { display_name: Some("new".to_owned()), ..old.clone() };
         for (policy, denied) in [("open", false), ("read", true), ("closed", true), ("mine", true), ("missing", true)] {
             let old = under(policy, team());
-            let verdict = ask(None, |s| update(s, &old, &renamed(&old), Some("carol"), true));
+            let verdict = ask(None, |s| update(s, &old, &renamed(&old), Some("carol"), CHANGED));
             let denials = if denied { vec![Gate::Policy] } else { vec![] };
             assert_eq!(gates(&verdict), (denials.clone(), vec![Gate::Role]), "{policy}");
             assert_eq!(gates(&ask(None, |s| delete(s, &old, Some("carol")))), (denials, vec![Gate::Role]), "{policy}");
@@ -603,7 +772,7 @@ mod tests {
             assert!(denial.message.contains(&format!("nobody may {verb} the key")), "{}", denial.message);
         }
         for new in [under("open", team()), team()] {
-            let verdict = ask(None, |s| update(s, &old, &new, None, false));
+            let verdict = ask(None, |s| update(s, &old, &new, None, Beside::default()));
             assert_eq!(gates(&verdict), (vec![], vec![Gate::Role]));
             assert_eq!(verdict.demands[0].field, "spec.accessPolicyRef");
         }
@@ -612,14 +781,15 @@ mod tests {
     #[test]
     fn naming_another_policy_asks_the_one_before_about_itself_and_needs_no_manage() {
         for (policy, more) in [("open", vec![]), ("read", vec![Gate::Policy]), ("closed", vec![Gate::Policy])] {
-            let verdict = ask(None, |s| update(s, &under(policy, team()), &under("open2", team()), None, false));
+            let verdict =
+                ask(None, |s| update(s, &under(policy, team()), &under("open2", team()), None, Beside::default()));
             assert_eq!(gates(&verdict), (vec![], [vec![Gate::Role], more].concat()), "{policy}");
         }
-        let verdict = ask(None, |s| update(s, &under("closed", team()), &team(), None, false));
+        let verdict = ask(None, |s| update(s, &under("closed", team()), &team(), None, Beside::default()));
         assert_eq!(demands(&verdict)[1].2, "permission access-policies:UpdateAll", "the way out");
-        let verdict = ask(None, |s| update(s, &under("mine", team()), &team(), Some("alice"), false));
+        let verdict = ask(None, |s| update(s, &under("mine", team()), &team(), Some("alice"), Beside::default()));
         assert_eq!(gates(&verdict).1, [Gate::Role], "Private: the creator of the key");
-        let verdict = ask(None, |s| update(s, &under("mine", team()), &team(), Some("bob"), false));
+        let verdict = ask(None, |s| update(s, &under("mine", team()), &team(), Some("bob"), Beside::default()));
         assert_eq!(gates(&verdict).1, [Gate::Role, Gate::Policy], "and not the creator of the policy");
     }
 
@@ -631,18 +801,143 @@ mod tests {
             spec(KeyType::SendYourData, &[], &["alerts:ReadConfig"]),
             ApiKeySpec { active: Some(false), ..whole.clone() },
         ] {
-            assert_eq!(gates(&ask(None, |s| update(s, &whole, &lower, None, true))), (vec![], vec![Gate::Role]));
+            assert_eq!(gates(&ask(None, |s| update(s, &whole, &lower, None, CHANGED))), (vec![], vec![Gate::Role]));
         }
         let raised = spec(KeyType::SendYourData, &["Alerts", "RUM"], &["logs.data-ingress:SendData"]);
-        let verdict = ask(None, |s| update(s, &whole, &raised, None, true));
+        let verdict = ask(None, |s| update(s, &whole, &raised, None, CHANGED));
         assert_eq!(demands(&verdict)[1].2, "([preset RUM | (permission rum-ingress:SendData)])");
         // From its permissions to the preset: it may grow.
         let parts = spec(KeyType::SendYourData, &[], &["alerts:ReadConfig", "alerts:UpdateConfig"]);
-        let verdict = ask(None, |s| update(s, &parts, &spec(KeyType::SendYourData, &["Alerts"], &[]), None, true));
+        let verdict = ask(None, |s| update(s, &parts, &spec(KeyType::SendYourData, &["Alerts"], &[]), None, CHANGED));
         assert_eq!(demands(&verdict)[1].2, ALERTS);
         // Whoever raises a Team key holds all of it.
-        let verdict = ask(None, |s| update(s, &team(), &spec(KeyType::Team, &["Alerts", "RUM"], &[]), None, true));
+        let verdict = ask(None, |s| update(s, &team(), &spec(KeyType::Team, &["Alerts", "RUM"], &[]), None, CHANGED));
         assert!(demands(&verdict)[1].2.contains("preset Alerts") && demands(&verdict)[1].2.contains("preset RUM"));
+    }
+
+    fn requested(at: &str) -> Rotation {
+        Rotation { requested_at: Some(at.to_owned()), ..Rotation::default() }
+    }
+
+    fn rotating(every: Option<&str>, overlap: Option<&str>) -> Rotation {
+        Rotation { every: every.map(str::to_owned), overlap: overlap.map(str::to_owned), requested_at: None }
+    }
+
+    #[test]
+    fn turning_on_extending_and_rotating_take_all_that_is_in_the_key_and_their_opposites_nothing() {
+        let expiring = |at: &str| ApiKeySpec { expires_at: Some(at.to_owned()), ..team() };
+        let with = |rotation: Option<Rotation>| ApiKeySpec { rotation, ..team() };
+        let off = ApiKeySpec { active: Some(false), ..team() };
+        let (early, late) = (expiring("2027-01-01T00:00:00Z"), expiring("2027-01-01T00:00:00-01:00"));
+        let broken = expiring("2027-02-31T00:00:00Z");
+        let mut cases = vec![];
+        for (new, old, what) in [
+            (team(), off.clone(), "turn on"),
+            (late.clone(), early.clone(), "extend"),
+            (team(), early.clone(), "extend"),
+        ] {
+            cases.push((old.clone(), new.clone(), Some(what)));
+            cases.push((new, old, None));
+        }
+        let hourly = with(Some(rotating(Some("1h"), Some("30m"))));
+        cases.extend([
+            (ApiKeySpec { active: Some(true), ..team() }, team(), None),
+            (broken.clone(), early.clone(), Some("extend")),
+            (early.clone(), broken, Some("extend")),
+            (team(), with(Some(requested("2026-11-25T10:00:00Z"))), Some("rotate")),
+            (
+                with(Some(requested("2026-11-25T10:00:00Z"))),
+                with(Some(requested("2026-11-24T10:00:00Z"))),
+                Some("rotate"),
+            ),
+            (with(Some(requested("2026-11-25T10:00:00Z"))), team(), None),
+            (team(), hourly.clone(), Some("rotate")),
+            (hourly.clone(), with(Some(rotating(Some("2h"), Some("30m")))), Some("rotate")),
+            (hourly.clone(), team(), Some("rotate")),
+            (hourly.clone(), with(Some(rotating(Some("1h"), Some("59m")))), Some("prolong the overlap of")),
+            (hourly.clone(), with(Some(rotating(Some("1h"), None))), Some("prolong the overlap of")),
+            (hourly.clone(), with(Some(rotating(Some("1h"), Some("1800s")))), None),
+            (hourly, with(Some(rotating(Some("1h"), Some("0s")))), None),
+        ]);
+        for (old, new, what) in cases {
+            for key_type in [KeyType::Team, KeyType::SendYourData] {
+                let of_type = |spec: &ApiKeySpec| ApiKeySpec { key_type, ..spec.clone() };
+                let verdict = ask(None, |s| update(s, &of_type(&old), &of_type(&new), None, Beside::default()));
+                let contents: Vec<_> = verdict.demands.iter().filter(|d| d.gate == Gate::Contents).collect();
+                let purposes: Vec<_> = contents.iter().map(|demand| demand.purpose.as_str()).collect();
+                let expected = what.map(|what| format!("{what} a key that carries it"));
+                assert_eq!(purposes, Vec::from_iter(expected.as_deref()), "{old:?} to {new:?}");
+                assert!(contents.iter().all(|demand| words(&demand.need) == ALERTS));
+            }
+        }
+        // So that members of data-scoped groups turn on no Team key.
+        let told = ask(Some(&scoped()), |s| update(s, &off, &team(), None, Beside::default()));
+        assert_eq!(gates(&told).0, [Gate::DataScope]);
+        let told = ask(Some(&scoped()), |s| update(s, &team(), &off, None, Beside::default()));
+        assert!(gates(&told).0.is_empty());
+    }
+
+    #[test]
+    fn what_the_next_apply_removes_takes_the_rights_to_the_fields() {
+        let fields = provenance::Change { fields: true, ..Default::default() };
+        let verdict = |old: &ApiKeySpec, known| {
+            ask(None, |s| update(s, old, old, Some("carol"), Beside { metadata: false, known }))
+        };
+        let told = |old: &ApiKeySpec, known| gates(&verdict(old, known));
+        assert_eq!(told(&team(), provenance::Change::NOTHING), (vec![], vec![]));
+        assert_eq!(told(&team(), fields), (vec![], vec![Gate::Provenance]));
+        assert_eq!(told(&under("read", team()), fields).0, [Gate::Policy]);
+        assert_eq!(told(&personal("bob"), fields).1, [Gate::Provenance, Gate::Provenance]);
+        let policy = provenance::Change { policy: true, ..Default::default() };
+        assert_eq!(demands(&verdict(&under("open", team()), policy))[0].2.matches("UpdateAccessPolicy").count(), 2);
+        assert_eq!(told(&under("closed", team()), policy).1, [Gate::Provenance, Gate::Policy]);
+        // Of what would come alive, all that is in the key.
+        let (off, expiring, rotating) = (
+            ApiKeySpec { active: Some(false), ..team() },
+            ApiKeySpec { expires_at: Some("2027-01-01T00:00:00Z".to_owned()), ..team() },
+            ApiKeySpec { rotation: Some(rotating(Some("1h"), None)), ..team() },
+        );
+        let removes = [
+            (
+                &off,
+                provenance::Change { removes: provenance::Removes { active: true, ..Default::default() }, ..fields },
+            ),
+            (
+                &expiring,
+                provenance::Change { removes: provenance::Removes { expiry: true, ..Default::default() }, ..fields },
+            ),
+            (
+                &rotating,
+                provenance::Change { removes: provenance::Removes { rotation: true, ..Default::default() }, ..fields },
+            ),
+        ];
+        for (spec, known) in removes {
+            assert_eq!(told(spec, known).1, [Gate::Provenance, Gate::Contents], "{known:?}");
+            assert_eq!(told(&team(), known).1, [Gate::Provenance], "there is nothing to remove: {known:?}");
+        }
+    }
+
+    #[test]
+    fn the_annotations_of_a_restore_are_for_those_who_may_restore() {
+        let of = |creator, restored_by, accepts| Stamps { creator, restored_by, accepts };
+        let told = |old: Option<Stamps<'_>>, new| gates(&stamps("alice", old.as_ref(), &new));
+        let (yes, no, restore) = ((vec![], vec![]), (vec![Gate::Restore], vec![]), (vec![], vec![Gate::Restore]));
+        assert_eq!(told(None, of(Some("alice"), None, None)), yes);
+        assert_eq!(told(None, of(Some("carol"), Some("alice"), None)), restore);
+        assert_eq!(told(None, of(Some("alice"), None, Some("sha256:00"))), restore);
+        for forged in [of(None, None, None), of(Some("carol"), None, None), of(Some("carol"), Some("bob"), None)] {
+            assert_eq!(told(None, forged), no, "{forged:?}");
+        }
+        let old = of(Some("carol"), Some("bob"), Some("sha256:00"));
+        assert_eq!(told(Some(old), old), yes);
+        assert_eq!(told(Some(old), Stamps { accepts: None, ..old }), yes, "taking it out is free");
+        assert_eq!(told(Some(old), Stamps { accepts: Some("sha256:01"), ..old }), restore);
+        assert_eq!(told(Some(old), Stamps { creator: Some("alice"), ..old }), no);
+        assert_eq!(told(Some(old), Stamps { restored_by: None, ..old }), no);
+        assert_eq!(
+            stamps("alice", None, &of(Some("carol"), Some("alice"), None)).demands[0].need,
+            Need::Right(Right::Restore)
+        );
     }
 
     #[test]
@@ -690,7 +985,16 @@ mod tests {
 
     #[test]
     fn every_gate_has_a_reason_of_its_own() {
-        let gates = [Gate::Role, Gate::Policy, Gate::Contents, Gate::DataScope, Gate::Owner, Gate::Import];
+        let gates = [
+            Gate::Role,
+            Gate::Policy,
+            Gate::Contents,
+            Gate::DataScope,
+            Gate::Owner,
+            Gate::Import,
+            Gate::Provenance,
+            Gate::Restore,
+        ];
         let reasons: BTreeSet<_> = gates.iter().map(|gate| gate.reason()).collect();
         assert_eq!(reasons.len(), gates.len());
         assert!(reasons.iter().all(|reason| reason.ends_with("Denied")));

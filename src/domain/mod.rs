@@ -17,6 +17,7 @@ pub mod lifecycle;
 pub mod pasted;
 pub mod policy;
 pub mod policy_status;
+pub mod provenance;
 pub mod record;
 pub mod redact;
 pub mod requirement;

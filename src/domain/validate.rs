@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{catalog::Catalog, duration, time};
+use super::{catalog::Catalog, duration, gates::Contents, redact, time};
 use crate::api::{ApiKeySpec, Evidence, KeyType, LegacyKind, Limits};
 
 /// Which rule a spec breaks. The name is the reason in conditions and the label in metrics.
@@ -29,8 +29,6 @@ pub enum Rule {
     InvalidDuration,
     /// The overlap is not shorter than the interval, so that more than two values would work at once.
     OverlapTooLong,
-    /// The key would be expired from the start.
-    ExpiryInPast,
     /// A label or annotation that the API server would refuse on the Secret.
     InvalidSecretMetadata,
     /// Another ApiKey already writes to that Secret.
@@ -41,6 +39,10 @@ pub enum Rule {
     ExpiryRequired,
     /// The SecuritySettings want rotation, and there is none or it is too rare.
     RotationRequired,
+    /// The SecuritySettings want a rotation with whatever raises what a key carries.
+    RotationRequiredOnRaise,
+    /// The namespace has as many ApiKeys as its SecuritySettings allow.
+    TooManyKeys,
 }
 
 impl Rule {
@@ -56,13 +58,27 @@ impl Rule {
             Self::InvalidTime => "InvalidTime",
             Self::InvalidDuration => "InvalidDuration",
             Self::OverlapTooLong => "OverlapTooLong",
-            Self::ExpiryInPast => "ExpiryInPast",
             Self::InvalidSecretMetadata => "InvalidSecretMetadata",
             Self::SecretNameTaken => "SecretNameTaken",
             Self::LifetimeTooLong => "LifetimeTooLong",
             Self::ExpiryRequired => "ExpiryRequired",
             Self::RotationRequired => "RotationRequired",
+            Self::RotationRequiredOnRaise => "RotationRequiredOnRaise",
+            Self::TooManyKeys => "TooManyKeys",
         }
+    }
+
+    /// Whether the catalogues alone decide, so that a catalogue that is applied first would mend it.
+    #[must_use]
+    pub const fn is_of_catalog(self) -> bool {
+        matches!(
+            self,
+            Self::CatalogMissing
+                | Self::PresetNotFound
+                | Self::PermissionNotFound
+                | Self::StandalonePreset
+                | Self::NotIngestion
+        )
     }
 }
 
@@ -82,7 +98,9 @@ pub struct Problem {
 
 impl Problem {
     fn new(rule: Rule, field: impl Into<String>, subject: impl Into<String>, message: String) -> Self {
-        Self { rule, field: field.into(), message, subject: subject.into() }
+        // Somebody may have pasted a value where a name belongs.
+        let [field, message] = [field.into(), message].map(|text| redact::redact(&text).into_owned());
+        Self { rule, field, message, subject: subject.into() }
     }
 
     fn same_as(&self, other: &Self) -> bool {
@@ -131,6 +149,10 @@ pub fn check(spec: &ApiKeySpec, catalog: &Catalog) -> Verdict {
 pub struct Terms<'a> {
     /// The limits of the SecuritySettings of the namespace.
     pub limits: Option<&'a Limits>,
+    /// The namespace, and how many ApiKeys it has.
+    pub namespace: (&'a str, usize),
+    /// The last `spec.rotation.requestedAt` that was carried out.
+    pub handled: Option<&'a str>,
     /// When the ApiKey was created; `None` if it is being created.
     pub created_at: Option<Timestamp>,
     /// The time.
@@ -154,17 +176,14 @@ pub fn admit(
     if old == Some(new) {
         return Ok(vec![]);
     }
-    let Verdict { mut problems, warnings, .. } = check(new, catalog);
+    let Verdict { mut problems, mut warnings, .. } = check(new, catalog);
+    // A cluster can be built again from Git, where keys stay that have expired.
     if let Some(text) = &new.expires_at
         && old.and_then(|old| old.expires_at.as_ref()) != Some(text)
         && time::parse(text).is_some_and(|expiry| expiry <= terms.now)
     {
-        problems.push(Problem::new(
-            Rule::ExpiryInPast,
-            "spec.expiresAt",
-            text,
-            format!("{text} is in the past: set a later time, or set active to false to refuse the key now"),
-        ));
+        warnings
+            .push(format!("spec.expiresAt: {text} is in the past: the key is Expired, and no request with it passes"));
     }
     if let Some(rival) = rival
         && old.is_none()
@@ -173,10 +192,16 @@ pub fn admit(
             Rule::SecretNameTaken,
             "spec.secret.name",
             secret_name,
-            format!("ApiKey {rival} already writes to Secret {secret_name}: choose another name"),
+            format!(
+                "Invalid value: {secret_name:?}: ApiKey {rival} already writes to this Secret: choose another name"
+            ),
         ));
     }
     check_limits(new, terms, &mut problems);
+    match old {
+        None => check_count(terms, &mut problems),
+        Some(old) => check_raise(new, old, catalog, terms, &mut problems, &mut warnings),
+    }
     if let Some(old) = old
         && !problems.is_empty()
     {
@@ -187,19 +212,91 @@ pub fn admit(
     if problems.is_empty() { Ok(warnings) } else { Err(problems) }
 }
 
+/// A namespace has so many keys at most. Near the limit, keys that are created at the same time may exceed it by a few.
+fn check_count(terms: &Terms<'_>, problems: &mut Vec<Problem>) {
+    let Some(most) = terms.limits.and_then(|limits| limits.max_keys) else { return };
+    let (namespace, count) = terms.namespace;
+    if usize::try_from(most).is_ok_and(|most| count >= most) {
+        problems.push(Problem::new(
+            Rule::TooManyKeys,
+            "metadata.namespace",
+            "",
+            format!(
+                "Forbidden: namespace {namespace} has {count} ApiKeys, and limits.maxKeys of its SecuritySettings is \
+                 {most}: delete ApiKeys that are not needed, or have limits.maxKeys raised"
+            ),
+        ));
+    }
+}
+
+/// Whoever saw the value of a key before it was raised gets what was added, unless the value is replaced.
+fn check_raise(
+    new: &ApiKeySpec,
+    old: &ApiKeySpec,
+    catalog: &Catalog,
+    terms: &Terms<'_>,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
+) {
+    let demanded = terms.limits.is_some_and(|limits| limits.require_rotation_on_raise == Some(true));
+    // A legacy key can be neither raised nor rotated.
+    if !demanded || new.legacy.is_some() {
+        return;
+    }
+    let added = Contents::of_spec(new, catalog).beyond(&Contents::of_spec(old, catalog), catalog);
+    if added.is_empty() {
+        return;
+    }
+    let requested = |spec: &ApiKeySpec| spec.rotation.as_ref().and_then(|rotation| rotation.requested_at.clone());
+    let time = |text: &str| text.parse::<Timestamp>().ok();
+    let asked = requested(new);
+    let before = requested(old);
+    let last = [before.as_deref(), terms.handled].into_iter().flatten().filter_map(time).max();
+    let is_newer = asked.as_deref().and_then(time).is_some_and(|asked| last.is_none_or(|last| last < asked));
+    if !is_newer {
+        let what = asked.map_or_else(|| "Required value: ".to_owned(), |asked| format!("Invalid value: {asked:?}: "));
+        let later = last.map_or_else(String::new, |last| format!(" and later than {last}"));
+        problems.push(Problem::new(
+            Rule::RotationRequiredOnRaise,
+            "spec.rotation.requestedAt",
+            added.to_string(),
+            format!(
+                "{what}must be a new time, such as {}{later}, since this change adds {added} and \
+                 limits.requireRotationOnRaise of the SecuritySettings is true: set it in the same change, and \
+                 rotation.overlap to 0s so that the value before gets nothing of it",
+                Timestamp::from_second(terms.now.as_second()).unwrap_or(terms.now)
+            ),
+        ));
+    } else if new.rotation.as_ref().and_then(|rotation| rotation.overlap.as_deref()).and_then(duration::parse)
+        != Some(std::time::Duration::ZERO)
+    {
+        warnings.push(format!(
+            "spec.rotation.overlap: until the overlap ends, the value before carries {added} too: set it to 0s to prevent that"
+        ));
+    }
+}
+
 /// What the SecuritySettings demand of every key. Reconciliation does not ask: a limit that comes later breaks no key.
 fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem>) {
     let Some(limits) = terms.limits else { return };
     let longest = limits.max_lifetime.as_deref().and_then(duration::parse);
     let expiry = spec.expires_at.as_deref();
+    let created = terms.created_at.unwrap_or(terms.now);
+    // Where the limit lies beyond all times, nothing is too late.
+    let last = longest.and_then(|longest| created.checked_add(longest).ok());
+    let way_out = match last {
+        Some(last) if last > terms.now => format!("set {last} or earlier"),
+        Some(_) => "that time has passed, so delete this ApiKey and create another".to_owned(),
+        None => "set a time".to_owned(),
+    };
     match (expiry, longest) {
         (None, Some(longest)) => problems.push(Problem::new(
             Rule::ExpiryRequired,
             "spec.expiresAt",
             "",
             format!(
-                "expiresAt is not set, and limits.maxLifetime of the SecuritySettings is {}: set a time at most that \
-                 long after the creation of the key",
+                "Required value: must be at most {} after the creation of the key, by limits.maxLifetime of the \
+                 SecuritySettings: {way_out}",
                 duration::format(longest)
             ),
         )),
@@ -207,14 +304,11 @@ fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem
             Rule::ExpiryRequired,
             "spec.expiresAt",
             "",
-            "expiresAt is not set, and limits.requireExpiry of the SecuritySettings is true: set a time such as \
+            "Required value: limits.requireExpiry of the SecuritySettings is true: set a time such as \
              2027-06-01T00:00:00Z"
                 .to_owned(),
         )),
         (Some(text), Some(longest)) => {
-            let created = terms.created_at.unwrap_or(terms.now);
-            // Where the limit lies beyond all times, nothing is too late.
-            let last = created.checked_add(longest).ok();
             if let (Some(expiry), Some(last)) = (time::parse(text), last)
                 && expiry > last
             {
@@ -223,8 +317,8 @@ fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem
                     "spec.expiresAt",
                     text,
                     format!(
-                        "{text} is more than {} after the creation of the key, which limits.maxLifetime of the \
-                         SecuritySettings forbids: set {last} or earlier",
+                        "Invalid value: {text:?}: must be at most {} after the creation of the key, by \
+                         limits.maxLifetime of the SecuritySettings: {way_out}",
                         duration::format(longest)
                     ),
                 ));
@@ -236,20 +330,32 @@ fn check_limits(spec: &ApiKeySpec, terms: &Terms<'_>, problems: &mut Vec<Problem
     // A legacy key can't be minted, so it can't be rotated either.
     if let (Some(rarest), None) = (rarest, spec.legacy) {
         let every = spec.rotation.as_ref().and_then(|rotation| rotation.every.as_deref());
-        let parsed = every.and_then(duration::parse);
         let what = match every {
-            None => "rotation.every is not set".to_owned(),
-            Some(text) if parsed.is_some_and(|every| every > rarest) => format!("{text} is too rare"),
+            None => "Required value".to_owned(),
+            Some(text) if duration::parse(text).is_some_and(|every| every > rarest) => {
+                format!("Invalid value: {text:?}")
+            }
             Some(_) => return,
         };
-        let rarest = duration::format(rarest);
         problems.push(Problem::new(
             Rule::RotationRequired,
             "spec.rotation.every",
             every.unwrap_or_default(),
-            format!("{what}, and limits.maxRotationInterval of the SecuritySettings is {rarest}: set {rarest} or less"),
+            format!(
+                "{what}: must be at most {}, by limits.maxRotationInterval of the SecuritySettings",
+                duration::format(rarest)
+            ),
         ));
     }
+}
+
+/// A spec without the names that no catalogue knows, for which no right can be asked yet.
+#[must_use]
+pub fn known_part(spec: &ApiKeySpec, catalog: &Catalog) -> ApiKeySpec {
+    let mut known = spec.clone();
+    known.presets.retain(|name| catalog.preset(name).is_some());
+    known.permissions.retain(|name| catalog.permission(name).is_some());
+    known
 }
 
 fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
@@ -258,7 +364,7 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
             Rule::CatalogMissing,
             "spec",
             "",
-            "no PermissionCatalog is installed, so no preset or permission is known: apply one, such as the \
+            "Forbidden: no PermissionCatalog is installed, so no preset or permission is known: apply one, such as the \
              catalogue coralogix of the Helm chart"
                 .to_owned(),
         ));
@@ -280,7 +386,7 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                     "kubectl get permissioncatalogs -o yaml lists all presets",
                 ),
             };
-            let message = format!("no preset is named {name:?}: {hint}");
+            let message = format!("Not found: {name:?}: no preset has this name: {hint}");
             verdict.problems.push(Problem::new(Rule::PresetNotFound, field(), name.to_ascii_lowercase(), message));
             continue;
         };
@@ -290,7 +396,8 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                 field(),
                 &*preset.name,
                 format!(
-                    "preset {} stands alone: remove every other preset and permission, or make a key of its own for it",
+                    "Invalid value: {:?}: a preset that stands alone: remove every other preset and permission, or \
+                     create a key of its own for it",
                     preset.name
                 ),
             ));
@@ -303,7 +410,8 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                     field(),
                     &*preset.name,
                     format!(
-                        "a SendYourData key may only send data, but preset {} grants {other}: remove it, or make a key of type Team",
+                        "Invalid value: {:?}: a SendYourData key may only send data, and this preset grants {other}: \
+                         remove it, or create a key of type Team",
                         preset.name
                     ),
                 ));
@@ -334,7 +442,7 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                     "a permission is written resource:Action; kubectl get permissioncatalogs -o yaml lists all",
                 ),
             };
-            let message = format!("no permission is named {name:?}: {hint}");
+            let message = format!("Not found: {name:?}: no permission has this name: {hint}");
             verdict.problems.push(Problem::new(Rule::PermissionNotFound, field(), name.to_ascii_lowercase(), message));
             continue;
         };
@@ -344,7 +452,8 @@ fn check_grants(spec: &ApiKeySpec, catalog: &Catalog, verdict: &mut Verdict) {
                 field(),
                 &*permission.name,
                 format!(
-                    "a SendYourData key may only send data, but {} does more: remove it, or make a key of type Team",
+                    "Invalid value: {:?}: a SendYourData key may only send data, and this permission does more: \
+                     remove it, or create a key of type Team",
                     permission.name
                 ),
             ));
@@ -362,8 +471,8 @@ fn check_legacy(kind: LegacyKind, catalog: &Catalog, verdict: &mut Verdict) {
             "spec.legacy",
             "",
             format!(
-                "no PermissionCatalog says what a legacy {kind:?} key may do: apply one with legacyRoles, such as the \
-                 catalogue coralogix of the Helm chart"
+                "Invalid value: \"{kind:?}\": no PermissionCatalog says what a legacy key of this kind may do: apply one \
+                 with legacyRoles, such as the catalogue coralogix of the Helm chart"
             ),
         ));
     }
@@ -407,7 +516,7 @@ fn check_times(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
                 Rule::InvalidTime,
                 field,
                 text,
-                format!("{text:?} is no time that exists: write an RFC 3339 time such as 2027-06-01T00:00:00Z"),
+                format!("Invalid value: {text:?}: must be an RFC 3339 time that exists, such as 2027-06-01T00:00:00Z"),
             ));
         }
     }
@@ -422,7 +531,7 @@ fn check_times(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
                 Rule::InvalidDuration,
                 field,
                 text.unwrap_or_default(),
-                format!("{:?} is no duration: write one such as 720h, 90m or 1h30m", text.unwrap_or_default()),
+                format!("Invalid value: {:?}: must be a duration such as 720h, 90m or 1h30m", text.unwrap_or_default()),
             ));
         }
         parsed
@@ -435,7 +544,7 @@ fn check_times(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
             "spec.rotation.overlap",
             "",
             format!(
-                "{} is not shorter than every ({}), so more than two values would work at once: shorten overlap",
+                "Invalid value: {:?}: must be shorter than every ({}), or more than two values would work at once",
                 duration::format(overlap),
                 duration::format(every)
             ),
@@ -450,9 +559,9 @@ fn check_secret_metadata(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
     for (map, kind) in [(&secret.labels, "labels"), (&secret.annotations, "annotations")] {
         for (key, value) in map {
             let problem = if !is_qualified_name(key) {
-                "the key must be a name of at most 63 letters, digits, -, _ and ., optionally after a DNS name and a slash"
+                "must be a name of at most 63 letters, digits, -, _ and ., optionally after a DNS name and a slash"
             } else if kind == "labels" && !value.is_empty() && !is_name(value) {
-                "the value must have at most 63 letters, digits, -, _ and ., and start and end with a letter or digit"
+                "must have at most 63 letters, digits, -, _ and ., and start and end with a letter or digit"
             } else {
                 continue;
             };
@@ -460,7 +569,7 @@ fn check_secret_metadata(spec: &ApiKeySpec, problems: &mut Vec<Problem>) {
                 Rule::InvalidSecretMetadata,
                 format!("spec.secret.{kind}[{key}]"),
                 key,
-                problem.to_owned(),
+                format!("Invalid value: {:?}: {problem}", if is_qualified_name(key) { value } else { key }),
             ));
         }
     }
@@ -540,7 +649,13 @@ pub(crate) mod tests {
     }
 
     fn now() -> Terms<'static> {
-        Terms { limits: None, created_at: None, now: "2026-11-23T10:00:00Z".parse().unwrap() }
+        Terms {
+            limits: None,
+            namespace: ("shop", 0),
+            handled: None,
+            created_at: None,
+            now: "2026-11-23T10:00:00Z".parse().unwrap(),
+        }
     }
 
     fn messages(result: Result<Vec<String>, Vec<Problem>>) -> Vec<String> {
@@ -564,15 +679,15 @@ pub(crate) mod tests {
         assert_eq!(
             create(&spec(KeyType::Team, &["Alrets"], &["alerts:Read"])),
             [
-                "spec.presets[0]: no preset is named \"Alrets\": did you mean Alerts?",
-                "spec.permissions[0]: no permission is named \"alerts:Read\": did you mean alerts:ReadConfig or alerts:UpdateConfig?"
+                "spec.presets[0]: Not found: \"Alrets\": no preset has this name: did you mean Alerts?",
+                "spec.permissions[0]: Not found: \"alerts:Read\": no permission has this name: did you mean alerts:ReadConfig or alerts:UpdateConfig?"
             ]
         );
         assert_eq!(
             create(&spec(KeyType::Team, &["alerts:ReadConfig"], &["alerts"])),
             [
-                "spec.presets[0]: no preset is named \"alerts:ReadConfig\": alerts:ReadConfig is a permission: list it under spec.permissions",
-                "spec.permissions[0]: no permission is named \"alerts\": Alerts is a preset: list it under spec.presets"
+                "spec.presets[0]: Not found: \"alerts:ReadConfig\": no preset has this name: alerts:ReadConfig is a permission: list it under spec.permissions",
+                "spec.permissions[0]: Not found: \"alerts\": no permission has this name: Alerts is a preset: list it under spec.presets"
             ]
         );
         assert!(create(&spec(KeyType::Team, &["xyzzy"], &[]))[0].ends_with("lists all presets"));
@@ -586,7 +701,7 @@ pub(crate) mod tests {
             assert_eq!(
                 errors,
                 [
-                    "spec.presets[0]: preset RUM stands alone: remove every other preset and permission, or make a key of its own for it"
+                    "spec.presets[0]: Invalid value: \"RUM\": a preset that stands alone: remove every other preset and permission, or create a key of its own for it"
                 ]
             );
         }
@@ -598,35 +713,34 @@ pub(crate) mod tests {
         assert_eq!(
             create(&spec(KeyType::SendYourData, &["Alerts"], &["alerts:ReadConfig"])),
             [
-                "spec.presets[0]: a SendYourData key may only send data, but preset Alerts grants alerts:ReadConfig: remove it, or make a key of type Team",
-                "spec.permissions[0]: a SendYourData key may only send data, but alerts:ReadConfig does more: remove it, or make a key of type Team"
+                "spec.presets[0]: Invalid value: \"Alerts\": a SendYourData key may only send data, and this preset grants alerts:ReadConfig: remove it, or create a key of type Team",
+                "spec.permissions[0]: Invalid value: \"alerts:ReadConfig\": a SendYourData key may only send data, and this permission does more: remove it, or create a key of type Team"
             ]
         );
         assert!(create(&spec(KeyType::Team, &["Alerts", "SendData"], &[])).is_empty());
     }
 
     #[test]
-    fn times_must_exist_and_lie_ahead() {
+    fn times_must_exist_and_may_lie_in_the_past_with_a_warning() {
         let with_expiry =
             |text: &str| ApiKeySpec { expires_at: Some(text.to_owned()), ..spec(KeyType::Team, &["Alerts"], &[]) };
-        assert!(create(&with_expiry("2026-11-23T10:00:01Z")).is_empty());
-        assert_eq!(
-            create(&with_expiry("2026-11-23T11:00:00+02:00")),
-            [
-                "spec.expiresAt: 2026-11-23T11:00:00+02:00 is in the past: set a later time, or set active to false to refuse the key now"
-            ]
-        );
+        let warned =
+            |new: &ApiKeySpec, old: Option<&ApiKeySpec>| admit(new, old, &catalog(), None, "s", &now()).unwrap();
+        assert!(warned(&with_expiry("2026-11-23T10:00:01Z"), None).is_empty());
+        let past = with_expiry("2026-11-23T11:00:00+02:00");
+        let warning = "spec.expiresAt: 2026-11-23T11:00:00+02:00 is in the past: the key is Expired, and no request with it passes";
+        for active in [None, Some(true), Some(false)] {
+            assert_eq!(warned(&ApiKeySpec { active, ..past.clone() }, None), [warning]);
+        }
         assert_eq!(
             create(&with_expiry("2027-02-31T00:00:00Z")),
             [
-                "spec.expiresAt: \"2027-02-31T00:00:00Z\" is no time that exists: write an RFC 3339 time such as 2027-06-01T00:00:00Z"
+                "spec.expiresAt: Invalid value: \"2027-02-31T00:00:00Z\": must be an RFC 3339 time that exists, such as 2027-06-01T00:00:00Z"
             ]
         );
-        let old = with_expiry("2026-01-01T00:00:00Z");
-        let relabelled = ApiKeySpec { display_name: Some("new".to_owned()), ..old.clone() };
-        assert!(admit(&relabelled, Some(&old), &catalog(), None, "s", &now()).is_ok(), "an expired key can be edited");
-        let moved_back = with_expiry("2026-01-02T00:00:00Z");
-        assert!(admit(&moved_back, Some(&old), &catalog(), None, "s", &now()).is_err());
+        let renamed = ApiKeySpec { display_name: Some("new".to_owned()), ..past.clone() };
+        assert!(warned(&renamed, Some(&past)).is_empty(), "what was so before is not told again");
+        assert_eq!(warned(&past, Some(&with_expiry("2027-01-01T00:00:00Z"))), [warning]);
     }
 
     #[test]
@@ -643,10 +757,13 @@ pub(crate) mod tests {
         assert_eq!(
             create(&with("1h", "60m")),
             [
-                "spec.rotation.overlap: 1h is not shorter than every (1h), so more than two values would work at once: shorten overlap"
+                "spec.rotation.overlap: Invalid value: \"1h\": must be shorter than every (1h), or more than two values would work at once"
             ]
         );
-        assert!(create(&with("1d", "1h"))[0].contains("spec.rotation.every: \"1d\" is no duration"));
+        assert_eq!(
+            create(&with("1d", "1h")),
+            ["spec.rotation.every: Invalid value: \"1d\": must be a duration such as 720h, 90m or 1h30m"]
+        );
     }
 
     #[test]
@@ -654,7 +771,9 @@ pub(crate) mod tests {
         let spec = spec(KeyType::Team, &["Alerts"], &[]);
         assert_eq!(
             messages(admit(&spec, None, &catalog(), Some("first"), "shared", &now())),
-            ["spec.secret.name: ApiKey first already writes to Secret shared: choose another name"]
+            [
+                "spec.secret.name: Invalid value: \"shared\": ApiKey first already writes to this Secret: choose another name"
+            ]
         );
     }
 
@@ -668,7 +787,7 @@ pub(crate) mod tests {
     #[test]
     fn a_legacy_key_may_do_what_the_catalogue_says_of_its_kind() {
         let legacy = ApiKeySpec { legacy: Some(LegacyKind::LogsQuery), ..spec(KeyType::Personal, &[], &[]) };
-        assert!(create(&legacy)[0].contains("no PermissionCatalog says what a legacy LogsQuery key may do"));
+        assert!(create(&legacy)[0].contains("no PermissionCatalog says what a legacy key of this kind may do"));
         let verdict = check(&legacy, &legacy_catalog());
         assert!(verdict.problems.is_empty());
         assert_eq!(verdict.grants.permissions, ["alerts:ReadConfig".into()]);
@@ -690,12 +809,14 @@ pub(crate) mod tests {
         assert!(limited(&with("2026-11-25T10:00:00Z"), None, &limits).is_empty());
         assert_eq!(
             limited(&with("2026-11-25T10:00:01Z"), None, &limits),
-            ["spec.expiresAt: 2026-11-25T10:00:01Z is more than 48h after the creation of the key, which \
-              limits.maxLifetime of the SecuritySettings forbids: set 2026-11-25T10:00:00Z or earlier"]
+            ["spec.expiresAt: Invalid value: \"2026-11-25T10:00:01Z\": must be at most 48h after the creation of the \
+              key, by limits.maxLifetime of the SecuritySettings: set 2026-11-25T10:00:00Z or earlier"]
         );
-        assert!(
-            limited(&never, None, &limits)[0].starts_with("spec.expiresAt: expiresAt is not set, and limits.maxLif")
-        );
+        assert!(limited(&never, None, &limits)[0].starts_with("spec.expiresAt: Required value: must be at most 48h"));
+        // No advice that can't be followed.
+        let short = Limits { max_lifetime: Some("12h".to_owned()), ..Limits::default() };
+        let late = limited(&with("2026-11-25T10:00:00Z"), Some(&with("2026-11-22T11:00:00Z")), &short);
+        assert!(late[0].ends_with("that time has passed, so delete this ApiKey and create another"), "{late:?}");
         // It counts from the creation, not from the change.
         let old = with("2026-11-24T09:00:00Z");
         assert!(limited(&with("2026-11-24T10:00:00Z"), Some(&old), &limits).is_empty());
@@ -716,8 +837,10 @@ pub(crate) mod tests {
         let expiring = ApiKeySpec { expires_at: Some("2099-01-01T00:00:00Z".to_owned()), ..never.clone() };
         assert_eq!(
             limited(&never, None, &limits),
-            ["spec.expiresAt: expiresAt is not set, and limits.requireExpiry of the SecuritySettings is true: set a \
-              time such as 2027-06-01T00:00:00Z"]
+            [
+                "spec.expiresAt: Required value: limits.requireExpiry of the SecuritySettings is true: set a time such as \
+              2027-06-01T00:00:00Z"
+            ]
         );
         assert!(limited(&expiring, None, &limits).is_empty());
         assert!(limited(&never, None, &Limits { require_expiry: Some(false), ..Limits::default() }).is_empty());
@@ -734,17 +857,97 @@ pub(crate) mod tests {
         assert!(limited(&with("720h"), None, &limits).is_empty());
         assert_eq!(
             limited(&with("721h"), None, &limits),
-            ["spec.rotation.every: 721h is too rare, and limits.maxRotationInterval of the SecuritySettings is 720h: \
-              set 720h or less"]
+            [
+                "spec.rotation.every: Invalid value: \"721h\": must be at most 720h, by limits.maxRotationInterval of the \
+              SecuritySettings"
+            ]
         );
-        assert!(limited(&never, None, &limits)[0].starts_with("spec.rotation.every: rotation.every is not set, and"));
-        assert!(limited(&with("1d"), None, &limits)[0].contains("no duration"));
+        assert!(
+            limited(&never, None, &limits)[0].starts_with("spec.rotation.every: Required value: must be at most 720h")
+        );
+        assert!(limited(&with("1d"), None, &limits)[0].contains("must be a duration such as 720h"));
         let deactivated = ApiKeySpec { active: Some(false), ..never.clone() };
         assert!(limited(&deactivated, Some(&never), &limits).is_empty());
         assert_eq!(limited(&with("800h"), Some(&with("900h")), &limits).len(), 1);
         let legacy = ApiKeySpec { legacy: Some(LegacyKind::LogsQuery), ..spec(KeyType::Personal, &[], &[]) };
         let terms = Terms { limits: Some(&limits), ..now() };
         assert!(admit(&legacy, None, &legacy_catalog(), None, "s", &terms).is_ok(), "a legacy key can't be rotated");
+    }
+
+    #[test]
+    fn a_namespace_has_so_many_keys_at_most() {
+        let key = spec(KeyType::Team, &["Alerts"], &[]);
+        let of = |most: Option<i32>, count: usize, old: Option<&ApiKeySpec>| {
+            let limits = Limits { max_keys: most, ..Limits::default() };
+            let terms = Terms { limits: Some(&limits), namespace: ("shop", count), ..now() };
+            let new = ApiKeySpec { display_name: Some("new".to_owned()), ..key.clone() };
+            messages(admit(&new, old, &catalog(), None, "s", &terms))
+        };
+        assert!(of(Some(3), 2, None).is_empty() && of(None, 1_000_000, None).is_empty());
+        assert_eq!(
+            of(Some(3), 3, None),
+            [
+                "metadata.namespace: Forbidden: namespace shop has 3 ApiKeys, and limits.maxKeys of its SecuritySettings is \
+              3: delete ApiKeys that are not needed, or have limits.maxKeys raised"
+            ]
+        );
+        assert_eq!((of(Some(3), 4, None).len(), of(Some(0), 0, None).len()), (1, 1));
+        assert!(of(Some(3), 4, Some(&key)).is_empty(), "keys that are there can be changed");
+    }
+
+    #[test]
+    fn a_rotation_can_be_required_with_what_raises_a_key() {
+        let limits = Limits { require_rotation_on_raise: Some(true), ..Limits::default() };
+        let raised = |presets: &[&str], permissions: &[&str], asked: Option<&str>, overlap: Option<&str>| {
+            let (requested_at, overlap) = (asked.map(str::to_owned), overlap.map(str::to_owned));
+            let rotation = requested_at.is_some().then_some(Rotation { every: None, overlap, requested_at });
+            ApiKeySpec { rotation, ..spec(KeyType::Team, presets, permissions) }
+        };
+        let old = raised(&["Alerts"], &[], Some("2026-11-20T10:00:00Z"), None);
+        let told = |new: &ApiKeySpec, handled| {
+            let terms = Terms { limits: Some(&limits), handled, ..now() };
+            messages(admit(new, Some(&old), &catalog(), None, "s", &terms))
+        };
+        let more = |asked, overlap| raised(&["Alerts"], &["rum-ingress:SendData"], asked, overlap);
+        assert_eq!(
+            told(&more(Some("2026-11-20T10:00:00Z"), None), None),
+            ["spec.rotation.requestedAt: Invalid value: \"2026-11-20T10:00:00Z\": must be a new time, such as \
+              2026-11-23T10:00:00Z and later than 2026-11-20T10:00:00Z, since this change adds permission \
+              rum-ingress:SendData and limits.requireRotationOnRaise of the SecuritySettings is true: set it in the same \
+              change, and rotation.overlap to 0s so that the value before gets nothing of it"]
+        );
+        assert!(told(&more(None, None), None)[0].starts_with("spec.rotation.requestedAt: Required value: must be"));
+        // One that was carried out already is none, however the field was changed meanwhile.
+        let again = more(Some("2026-11-21T10:00:00Z"), None);
+        assert_eq!((told(&again, None).len(), told(&again, Some("2026-11-21T10:00:00Z")).len()), (0, 1));
+        // Lowering, and what the key had by its preset, need none; nor does creating.
+        for new in [
+            raised(&[], &["alerts:ReadConfig"], None, None),
+            ApiKeySpec { active: Some(false), ..raised(&["Alerts"], &[], None, None) },
+        ] {
+            assert!(told(&new, None).is_empty(), "{new:?}");
+        }
+        let terms = Terms { limits: Some(&limits), ..now() };
+        let warnings = |new: &ApiKeySpec, old| admit(new, old, &catalog(), None, "s", &terms).unwrap();
+        assert!(warnings(&more(None, None), None).is_empty());
+        let overlapping = warnings(&more(Some("2026-11-23T10:00:00Z"), None), Some(&old));
+        assert!(overlapping[0].contains("until the overlap ends, the value before carries permission rum"));
+        assert!(warnings(&more(Some("2026-11-23T10:00:00Z"), Some("0s")), Some(&old)).is_empty());
+        assert!(
+            warnings(&more(Some("2026-11-20T10:00:00Z"), None), Some(&more(Some("2026-11-20T10:00:00Z"), Some("1h"))))
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_value_that_was_pasted_into_a_field_is_not_repeated() {
+        let value = "kwt_0123456789abcdefghijABCDEFGHIJ0123456789abcdefghi012345";
+        let label = [("app".to_owned(), format!("{value} "))].into();
+        let template = SecretTemplate { labels: label, ..Default::default() };
+        let pasted = ApiKeySpec { secret: Some(template), ..spec(KeyType::Team, &[value], &[value]) };
+        let errors = create(&pasted);
+        assert_eq!(errors.len(), 3);
+        assert!(errors.iter().all(|error| error.contains("[redacted]") && !error.contains("0123")), "{errors:?}");
     }
 
     #[test]
@@ -768,7 +971,7 @@ pub(crate) mod tests {
         let errors =
             messages(admit(&spec(KeyType::Team, &["A", "B"], &[]), None, &Catalog::default(), None, "s", &now()));
         assert_eq!(errors.len(), 1);
-        assert!(errors[0].starts_with("spec: no PermissionCatalog is installed"));
+        assert!(errors[0].starts_with("spec: Forbidden: no PermissionCatalog is installed"));
     }
 
     #[test]

@@ -147,6 +147,8 @@ impl References {
 struct Claims {
     /// By namespace and Secret name; nearly always one claim each.
     by_secret: HashMap<(String, String), Vec<Claim>>,
+    /// How many there are in each namespace.
+    by_namespace: HashMap<String, usize>,
     relisted: Option<BTreeSet<(String, String, String)>>,
     synced: bool,
 }
@@ -212,6 +214,12 @@ impl Index {
         write(&self.settings).apply(event, |settings| settings.spec.clone())
     }
 
+    /// How many ApiKeys a namespace has.
+    #[must_use]
+    pub fn count(&self, namespace: &str) -> usize {
+        read(&self.claims).by_namespace.get(namespace).copied().unwrap_or_default()
+    }
+
     /// Another ApiKey that claims the same Secret: any, if `key` does not exist yet; an older one, if it does.
     #[must_use]
     pub fn rival(&self, namespace: &str, key: &ApiKey, exists: bool) -> Option<String> {
@@ -265,6 +273,7 @@ impl Index {
                         claims.retain(|c| seen.contains(&(namespace.clone(), secret.clone(), c.name.clone())));
                         !claims.is_empty()
                     });
+                    state.recount();
                 }
                 state.synced = true;
             }
@@ -283,25 +292,48 @@ impl Claims {
         let secret = secret_ref(key).name;
         // Nearly always the only one, so without room for more.
         let claims = self.by_secret.entry((namespace.clone(), secret.clone())).or_insert_with(|| Vec::with_capacity(1));
+        let before = claims.len();
         claims.retain(|c| c.name != key.name_any());
+        let is_new = claims.len() == before;
         claims.push(claim_of(key));
+        if is_new {
+            *self.by_namespace.entry(namespace.clone()).or_default() += 1;
+        }
         (namespace, secret, key.name_any())
     }
 
     fn remove(&mut self, key: &ApiKey) {
         let id = (key.namespace().unwrap_or_default(), secret_ref(key).name);
         let own = |claim: &Claim| claim.name == key.name_any();
-        if let Some(claims) = self.by_secret.get_mut(&id).filter(|claims| claims.iter().any(own)) {
-            claims.retain(|claim| !own(claim));
-            if claims.is_empty() {
-                self.by_secret.remove(&id);
-            }
-        } else {
+        let place = match self.by_secret.get(&id) {
+            Some(claims) if claims.iter().any(own) => Some(id),
             // A key that can't be read any longer does not say which Secret it claimed.
-            self.by_secret.retain(|(namespace, _), claims| {
-                claims.retain(|claim| *namespace != id.0 || !own(claim));
-                !claims.is_empty()
-            });
+            _ => self
+                .by_secret
+                .iter()
+                .find(|((namespace, _), claims)| *namespace == id.0 && claims.iter().any(own))
+                .map(|(place, _)| place.clone()),
+        };
+        let Some(place) = place else { return };
+        let Some(claims) = self.by_secret.get_mut(&place) else { return };
+        let before = claims.len();
+        claims.retain(|claim| !own(claim));
+        let gone = before - claims.len();
+        if claims.is_empty() {
+            self.by_secret.remove(&place);
+        }
+        if let Some(count) = self.by_namespace.get_mut(&place.0) {
+            *count -= gone;
+            if *count == 0 {
+                self.by_namespace.remove(&place.0);
+            }
+        }
+    }
+
+    fn recount(&mut self) {
+        self.by_namespace.clear();
+        for ((namespace, _), claims) in &self.by_secret {
+            *self.by_namespace.entry(namespace.clone()).or_default() += claims.len();
         }
     }
 }
@@ -365,6 +397,31 @@ mod tests {
         unreadable.spec.secret = None;
         index.apply_key(&Event::Delete(unreadable));
         assert_eq!(index.rival("shop", &key("young", "s", 2), true), None);
+    }
+
+    #[test]
+    fn the_keys_of_a_namespace_are_counted_through_changes_deletions_and_relists() {
+        let index = Index::default();
+        for event in [
+            Event::Apply(key("a", "s", 1)),
+            Event::Apply(key("b", "s", 2)),
+            Event::Apply(key("a", "s", 1)),
+            Event::Apply(key("c", "t", 3)),
+            Event::Delete(key("b", "s", 2)),
+            Event::Delete(key("b", "s", 2)),
+        ] {
+            index.apply_key(&event);
+        }
+        assert_eq!((index.count("shop"), index.count("other")), (2, 0));
+        for event in [Event::Init, Event::InitApply(key("c", "t", 3)), Event::InitApply(key("d", "u", 4))] {
+            index.apply_key(&event);
+        }
+        index.apply_key(&Event::InitDone);
+        assert_eq!(index.count("shop"), 2);
+        index.apply_key(&Event::Delete(key("c", "t", 3)));
+        index.apply_key(&Event::Delete(key("d", "u", 4)));
+        assert_eq!(index.count("shop"), 0);
+        assert!(read(&index.claims).by_namespace.is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use crate::support::{self, PATIENCE, eventually};
-use crate::{DATA, Team, assert_refused, data, manifest, team, under};
+use crate::{DATA, PERSONAL, Team, assert_refused, data, manifest, personal, team, under};
 
 /// One control plane of its own, since its operator is killed.
 #[tokio::test]
@@ -23,6 +23,9 @@ async fn while_the_operator_is_down_gate_1_holds_and_a_namespace_can_go() {
     for (name, spec) in [("plain", data()), ("second", data()), ("under-a-policy", under("policy", team()))] {
         here.admin().create(name, &spec).await.unwrap();
     }
+    here.admin().create("of-alice", &personal("alice")).await.unwrap();
+    let bob = here.person("bob", &[], &[PERSONAL], &["Alerts"]).await;
+    let alice = here.person("alice", &[], &[PERSONAL], &[]).await;
     here.admin().write_settings(&json!({"oneTimeReveal": false})).await.unwrap();
     let without = here.person("without", &[], &[], &[]).await;
     let with = here.person("with", &[], &[DATA], &[]).await;
@@ -31,6 +34,9 @@ async fn while_the_operator_is_down_gate_1_holds_and_a_namespace_can_go() {
     // The apiserver itself asks for the role; so revoking works, for those who may.
     assert_refused(without.delete("plain").await, &["without lacks permission", DATA]);
     with.delete("plain").await.expect("a leaked key can be revoked without the operator");
+    // And for whom a Personal key is.
+    assert_refused(bob.delete("of-alice").await, &["spec.user", "bob may not impersonate alice"]);
+    alice.delete("of-alice").await.expect("she revokes her own");
     // What only the operator can decide is refused, not let through.
     let patch = Patch::Merge(json!({"spec": {"active": false}}));
     let edit = with.keys.patch("second", &PatchParams::default(), &patch).await;

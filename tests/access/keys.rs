@@ -133,6 +133,95 @@ async fn personal_keys_are_specific_to_individual_users() {
 }
 
 #[tokio::test]
+async fn a_personal_key_is_changed_rotated_extended_and_deleted_by_its_user_or_who_may_act_as_that_user() {
+    let team = Team::new().await;
+    let mut spec = personal("alice");
+    spec["expiresAt"] = json!("2098-01-01T00:00:00Z");
+    let alice = team.person("alice", &[], &[PERSONAL], &["Alerts"]).await;
+    alice.create("key", &spec).await.expect("her own");
+    // He may do all of this to keys of his own, and holds all that is in hers.
+    let bob = team.person("bob", &[], &[PERSONAL], &["Alerts"]).await;
+    let changes = [
+        json!({"displayName": "x"}),
+        json!({"active": false}),
+        json!({"permissions": ["alerts:ReadConfig"]}),
+        json!({"expiresAt": "2099-01-01T00:00:00Z"}),
+        json!({"rotation": {"requestedAt": "2026-11-25T10:00:00Z"}}),
+        json!({"rotation": {"every": "720h"}}),
+    ];
+    for change in &changes {
+        assert_refused(bob.edit("key", change).await, &["spec.user", "bob may not impersonate alice"]);
+    }
+    assert_refused(bob.mark("key", &json!({"labels": {"a": "b"}})).await, &["impersonate alice"]);
+    assert_refused(bob.delete("key").await, &["spec.user", "impersonate alice", "delete"]);
+    alice.edit("key", &changes[0]).await.expect("her own");
+    // Who may act as alice may revoke it, and a cluster administrator may anyway.
+    let helpdesk = team.person("helpdesk", &[], &[PERSONAL], &["Alerts"]).await;
+    team.allow("helpdesk", "impersonate", ("", "users"), Some("alice")).await;
+    helpdesk.edit("key", &json!({"active": false})).await.expect("may act as alice");
+    team.admin().edit("key", &json!({"active": true})).await.expect("may act as anybody");
+    helpdesk.delete("key").await.expect("may act as alice");
+}
+
+#[tokio::test]
+async fn a_personal_key_of_a_service_account_is_managed_by_who_may_act_as_it() {
+    let team = Team::new().await;
+    let account = format!("system:serviceaccount:{}:deployer", team.namespace);
+    team.admin().create("key", &personal(&account)).await.unwrap();
+    let bob = team.person("bob", &[], &[PERSONAL], &["Alerts"]).await;
+    assert_refused(bob.delete("key").await, &["impersonate", "deployer"]);
+    team.allow("bob", "impersonate", ("", "serviceaccounts"), None).await;
+    bob.edit("key", &json!({"active": false})).await.expect("may act as the account");
+    bob.delete("key").await.expect("may act as the account");
+}
+
+#[tokio::test]
+async fn turning_on_extending_and_rotating_a_key_takes_what_it_carries_and_revoking_does_not() {
+    let team = Team::new().await;
+    let carries = [(TEAM, "preset Alerts", crate::team()), (DATA, "preset SendData", data())];
+    for (manage, contents, mut spec) in carries {
+        let (name, admin) = (manage.split(':').next().unwrap(), team.admin());
+        spec["expiresAt"] = json!("2098-01-01T00:00:00Z");
+        admin.create(name, &spec).await.unwrap();
+        let bob = team.person(&format!("bob-of-{name}"), &[], &[manage], &[]).await;
+        let refused = async |change: Value, what: &str| {
+            assert_refused(bob.edit(name, &change).await, &["bob-of", contents, what]);
+        };
+        bob.edit(name, &json!({"active": false})).await.expect("turning off takes no more than Manage");
+        refused(json!({"active": true}), "turn on").await;
+        refused(json!({"active": null}), "turn on").await;
+        bob.edit(name, &json!({"expiresAt": "2097-01-01T00:00:00Z"})).await.expect("shortening takes no more");
+        refused(json!({"expiresAt": "2099-01-01T00:00:00Z"}), "extend").await;
+        refused(json!({"expiresAt": null}), "extend").await;
+        refused(json!({"rotation": {"requestedAt": "2026-11-25T10:00:00Z"}}), "rotate").await;
+        refused(json!({"rotation": {"every": "24h"}}), "rotate").await;
+        bob.edit(name, &json!({"displayName": "x"})).await.expect("its name");
+        let holder = team.person(&format!("holder-of-{name}"), &[], &[manage], &["Alerts", "SendData"]).await;
+        holder.edit(name, &json!({"active": true})).await.expect("holds all that is in it");
+        bob.delete(name).await.expect("deleting takes no more than Manage");
+    }
+}
+
+#[tokio::test]
+async fn a_member_of_a_data_scoped_group_does_not_turn_a_team_key_on() {
+    let team = Team::new().await;
+    team.admin().write_settings(&json!({"dataScopedGroups": ["emea"]})).await.unwrap();
+    team.admin().create("key", &crate::team()).await.unwrap();
+    let scoped = team.person("erin", &["emea"], &[TEAM], &["Alerts"]).await;
+    scoped.edit("key", &json!({"active": false})).await.expect("revoking shows nothing");
+    let mut tries = 0;
+    crate::seen("the settings are known", async || {
+        tries += 1;
+        let rotate = json!({"rotation": {"requestedAt": crate::support::from_now(tries)}});
+        let answer = scoped.edit("key", &rotate).await;
+        anyhow::ensure!(answer.is_err_and(|why| why.contains("group emea sees only part")), "not yet");
+        Ok(())
+    })
+    .await;
+    assert_refused(scoped.edit("key", &json!({"active": true})).await, &["group emea", "turn on"]);
+}
+
+#[tokio::test]
 async fn team_key_creation_is_restricted_to_groups_without_data_scope() {
     let team = Team::new().await;
     team.admin().write_settings(&json!({"dataScopedGroups": ["emea"]})).await.unwrap();

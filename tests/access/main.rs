@@ -11,6 +11,8 @@ mod controllers;
 mod creators;
 mod keys;
 mod policies;
+mod provenance;
+mod restores;
 mod reveals;
 mod settings;
 
@@ -18,14 +20,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::ensure;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use keywright::api::{AccessPolicy, ApiKey, SecuritySettings};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use support::{ControlPlane, PATIENCE, eventually};
 
-/// A namespace in which everybody may use Keywright's kinds as far as Kubernetes is concerned, so that what is refused
+/// A namespace in which everybody may read and write Keywright's kinds as far as Kubernetes is concerned, so that what is refused
 /// is refused by Keywright.
 pub(crate) struct Team {
     pub(crate) plane: &'static ControlPlane,
@@ -52,10 +54,64 @@ impl Team {
     }
 
     pub(crate) async fn open(&self) {
-        let all = json!([{"apiGroups": ["keywright.dev"], "resources": ["apikeys", "accesspolicies", "securitysettings", "keyreveals"], "verbs": ["*"]}]);
+        let all = json!([{"apiGroups": ["keywright.dev"], "resources": ["apikeys", "accesspolicies", "securitysettings", "keyreveals"],
+            "verbs": ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]}]);
         let everybody =
             json!({"kind": "Group", "name": "system:authenticated", "apiGroup": "rbac.authorization.k8s.io"});
         self.bind("everybody", &all, &everybody).await;
+    }
+
+    /// Lets somebody use a verb on a resource here, or on names of it everywhere.
+    pub(crate) async fn allow(&self, name: &str, verb: &str, (group, resource): (&str, &str), only: Option<&str>) {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let called = format!("allow-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let rules = json!([{"apiGroups": [group], "resources": [resource], "resourceNames": Vec::from_iter(only), "verbs": [verb]}]);
+        if only.is_none() {
+            self.bind(&called, &rules, &user(name)).await;
+        } else {
+            let called = format!("{called}-{}", self.namespace);
+            let roles: Api<ClusterRole> = Api::all(self.admin.clone());
+            let bindings: Api<ClusterRoleBinding> = Api::all(self.admin.clone());
+            let role = json!({"metadata": {"name": called}, "rules": rules});
+            roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.expect("a ClusterRole");
+            let binding = json!({"metadata": {"name": called}, "subjects": [user(name)], "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": called}});
+            let binding = serde_json::from_value(binding).unwrap();
+            bindings.create(&PostParams::default(), &binding).await.expect("a ClusterRoleBinding");
+        }
+        self.until_allowed(name, verb, (group, resource), only).await;
+    }
+
+    /// Waits until the authorizer knows that somebody may use a verb, here or on a name everywhere.
+    pub(crate) async fn until_allowed(
+        &self,
+        name: &str,
+        verb: &str,
+        (group, resource): (&str, &str),
+        only: Option<&str>,
+    ) {
+        let namespace = if only.is_none() { self.namespace.as_str() } else { "" };
+        let review = serde_json::from_value(json!({"metadata": {}, "spec": {"user": name, "resourceAttributes": {
+            "group": group, "resource": resource, "verb": verb, "name": only, "namespace": namespace}}}))
+        .unwrap();
+        let reviews: Api<SubjectAccessReview> = Api::all(self.admin.clone());
+        eventually(&format!("{name} may {verb} {resource}"), PATIENCE, async || {
+            let answer = reviews.create(&PostParams::default(), &review).await?;
+            ensure!(answer.status.is_some_and(|status| status.allowed), "not yet");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Binds one of Kubernetes' own roles, or of the chart's, and nothing else.
+    pub(crate) async fn with_role(&self, name: &str, cluster_role: &str) -> Person {
+        let bindings: Api<RoleBinding> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let binding = json!({"metadata": {"name": format!("{name}-{cluster_role}")}, "subjects": [user(name)], "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_role}});
+        let binding = serde_json::from_value(binding).unwrap();
+        bindings.create(&PostParams::default(), &binding).await.expect("a RoleBinding");
+        let client = self.plane.client_as(name, &[]).await.expect("a client");
+        self.of(name, &client)
     }
 
     async fn bind(&self, name: &str, rules: &Value, subject: &Value) {
@@ -145,6 +201,12 @@ impl Person {
 
     pub(crate) async fn edit(&self, name: &str, spec: &Value) -> Result<ApiKey, String> {
         refusal(self.keys.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await)
+    }
+
+    /// Changes metadata by a merge patch.
+    pub(crate) async fn mark(&self, name: &str, metadata: &Value) -> Result<ApiKey, String> {
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        refusal(self.keys.patch(name, &PatchParams::default(), &patch).await)
     }
 
     pub(crate) async fn delete(&self, name: &str) -> Result<(), String> {

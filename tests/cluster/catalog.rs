@@ -142,7 +142,7 @@ async fn names_of_an_own_catalogue_may_be_used_at_once_in_any_case() {
         "{refused}"
     );
     let refused = team.refusal(&api_key("near", &json!({"type": "Team", "presets": ["OwnDeks"]})));
-    assert!(refused.contains(r#"no preset is named "OwnDeks": did you mean OwnDesk"#), "{refused}");
+    assert!(refused.contains(r#"Not found: "OwnDeks": no preset has this name: did you mean OwnDesk"#), "{refused}");
     let refused = team.refusal(&api_key("swapped", &json!({"type": "Team", "presets": ["own.things:Read"]})));
     assert!(refused.contains("own.things:Read is a permission: list it under spec.permissions"), "{refused}");
     team.kubectl(&["delete", "apikeys", "--all"]);
@@ -247,8 +247,11 @@ async fn a_preset_that_vanishes_leaves_the_key_and_its_value_alone() {
     let ready = condition(&without, "Ready").unwrap();
     assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("PresetNotFound")));
     let message = ready["message"].as_str().unwrap();
-    assert!(message.contains(r#"spec.presets[0]: no preset is named "Fleeting""#), "{message}");
-    assert!(message.contains(r#"spec.permissions[0]: no permission is named "fleeting:Write""#), "{message}");
+    assert!(message.contains(r#"spec.presets[0]: Not found: "Fleeting": no preset has this name"#), "{message}");
+    assert!(
+        message.contains(r#"spec.permissions[0]: Not found: "fleeting:Write": no permission has this name"#),
+        "{message}"
+    );
     let status = &without["status"];
     assert_eq!(status["state"], "Active", "the key works for the rest");
     assert_eq!((&status["presets"], &status["permissions"]), (&json!(["Alerts"]), &json!(["alerts:Snooze"])));
@@ -263,11 +266,11 @@ async fn a_preset_that_vanishes_leaves_the_key_and_its_value_alone() {
     patch(r#"{"spec": {"active": true, "displayName": "Still here"}}"#).unwrap();
     patch(r#"{"spec": {"presets": ["Alerts", "FLEETING"]}}"#).expect("the same name in another place and spelling");
     let refused = format!("{:#}", patch(r#"{"spec": {"presets": ["Fleeting", "Alerts", "Fleeing"]}}"#).unwrap_err());
-    assert!(refused.contains(r#"spec.presets[2]: no preset is named "Fleeing""#), "{refused}");
+    assert!(refused.contains(r#"spec.presets[2]: Not found: "Fleeing": no preset has this name"#), "{refused}");
     assert!(!refused.contains("spec.presets[0]"), "only what the change brings in is refused: {refused}");
     // A new key has no such past.
     let refused = team.refusal(&api_key("new", &key_spec));
-    assert!(refused.contains(r#"no preset is named "Fleeting""#), "{refused}");
+    assert!(refused.contains(r#"Not found: "Fleeting": no preset has this name"#), "{refused}");
 
     catalog_in_force(&team, "fleeting", &spec).await;
     let after = team.until_condition("apikey/stays", "Ready", "True", "Active").await;
@@ -325,7 +328,7 @@ async fn a_preset_that_is_only_inferred_comes_with_a_warning() {
     };
     eventually("the webhook knows the catalogue", PATIENCE, async || {
         let said = warnings("Guessed");
-        ensure!(!said.contains("no preset is named"), "{said}");
+        ensure!(!said.contains("no preset has this name"), "{said}");
         Ok(())
     })
     .await;

@@ -756,6 +756,10 @@ fn creates() -> Vec<Create> {
             "spec.limits.deactivateUnusedAfter: Invalid value: must be a duration such as 720h, 90m or 1h30m",
         ));
     }
+    let rarest = |every: &str| json!({"limits": {"maxRotationInterval": every}});
+    let text = "spec.limits.maxRotationInterval: Invalid value: must be at least 1m, which is the least rotation.every";
+    cases.push(of("SecuritySettings", rarest("59s"), Refused(text)));
+    cases.push(of("SecuritySettings", rarest("60s"), Accepted));
     for bad in ["Upper", "under_score", "-a", "a-", ".a", "a.", "a..b", "a b", "a/b", "é"] {
         cases.push(key("secret", json!({"name": bad}), Refused(SECRET_NAME)));
     }

@@ -128,11 +128,21 @@ async fn every_refused_example_is_refused_with_the_text_that_it_quotes() {
                 team.kubectl(&["apply", "-f", file.to_str().unwrap()]);
                 team.until_condition("apikey/one-secret-first", "Ready", "True", "Active").await;
             }
+            // What a catalogue of the same set may mend is a warning in a dry run.
+            let of_catalog = ["not-ingestion.yaml", "rum-combined.yaml", "unknown-preset.yaml"].contains(&name(&file));
+            if of_catalog && options == ["--dry-run=server"] {
+                assert!(by_webhook);
+                let output = team.shared.plane.kubectl().args(["-n", &team.namespace]).args(&args).output().unwrap();
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(
+                    output.status.success() && said.contains(&format!("Warning: {quoted}")),
+                    "{}: {said}",
+                    file.display()
+                );
+                continue;
+            }
             let said = format!("{:#}", team.try_kubectl(&args).expect_err(&format!("{} was accepted", file.display())));
             assert!(said.trim_end().ends_with(quoted), "{} {options:?}:\n{said}", file.display());
-            // The apiserver names a kind of error before each text of its own.
-            let own = ["Invalid value: ", "Required value: ", "Forbidden: "].iter().any(|kind| said.contains(kind));
-            assert_eq!(own, !by_webhook, "{}: {said}", file.display());
             team.kubectl(&["delete", "apikeys", "--all"]);
         }
     }

@@ -52,7 +52,7 @@ async fn what_admission_would_refuse_is_rejected_without_a_secret_until_it_is_me
         ("permission", team_key(json!({"permissions": ["alerts:Nope"]})), "PermissionNotFound", "spec.permissions[0]"),
         ("rum", ingest(json!(["RUM", "SendData"])), "StandalonePreset", "stands alone"),
         ("ingest", ingest(json!(["Alerts"])), "NotIngestion", "may only send data"),
-        ("day", team_key(json!({"expiresAt": "2099-02-30T00:00:00Z"})), "InvalidTime", "no time that exists"),
+        ("day", team_key(json!({"expiresAt": "2099-02-30T00:00:00Z"})), "InvalidTime", "time that exists"),
         ("label", team_key(json!({"secret": {"labels": {"a b": "c"}}})), "InvalidSecretMetadata", "spec.secret.labels"),
     ];
     for (name, spec, why, text) in &cases {
