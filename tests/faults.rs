@@ -520,6 +520,35 @@ async fn a_failing_key_that_is_deleted_while_the_watch_starts_over_leaves_the_ba
     in_backoff(0.0).await;
 }
 
+/// The operator may write no other catalog than that of the chart, so that this one is refused for good.
+#[tokio::test]
+async fn a_shipped_catalog_that_is_refused_does_not_hold_up_the_others() {
+    let mut stage = Stage::enter(&[]).await;
+    stage.killer()();
+    let folder = stage.plane.folder().join("catalogs");
+    std::fs::create_dir(&folder).unwrap();
+    let refused = json!({
+        "apiVersion": "keywright.dev/v1alpha1", "kind": "PermissionCatalog", "metadata": {"name": "another"},
+        "spec": {"permissions": [], "presets": []},
+    });
+    std::fs::write(folder.join("a.yaml"), refused.to_string()).unwrap();
+    let shipped = support::repository().join("charts/keywright/files/coralogix.yaml");
+    std::fs::copy(shipped, folder.join("b.yaml")).unwrap();
+    let catalogs: Api<keywright::api::PermissionCatalog> = Api::all(stage.client.clone());
+    catalogs.delete("coralogix", &DeleteParams::default()).await.unwrap();
+    stage.args.push(format!("--catalog-dir={}", folder.display()));
+    stage.mend().await;
+    eventually("the other catalog is accepted", PATIENCE, async || {
+        let conditions = catalogs.get("coralogix").await?.status.context("no status")?.conditions;
+        ensure!(conditions.iter().any(|c| c.type_ == "Accepted" && c.status == "True"), "{conditions:?}");
+        Ok(())
+    })
+    .await;
+    let log = stage.operator().log();
+    assert!(log.contains("a shipped catalogue could not be applied") && log.contains("the operator lacks this right"));
+    assert!(catalogs.get_opt("another").await.unwrap().is_none());
+}
+
 /// Applies keys of every sort, and waits until they are minted.
 async fn all_sorts(stage: &Stage, namespace: &str, count: usize) {
     for number in 0..count {

@@ -269,7 +269,8 @@ mod tests {
         let mut key = ApiKey::new("k", spec(KeyType::Team, &["Alerts"], &[]));
         key.metadata.namespace = Some("shop".to_owned());
         let minted_at = at("2026-11-01T00:00:00Z");
-        let token = Token { id: String::new(), sha256: sha256.to_owned(), generation: None, minted_at, expires_at: None };
+        let token =
+            Token { id: String::new(), sha256: sha256.to_owned(), generation: None, minted_at, expires_at: None };
         key.status = Some(ApiKeyStatus { tokens: vec![token], ..ApiKeyStatus::default() });
         edit(&mut key);
         key

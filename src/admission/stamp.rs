@@ -52,7 +52,8 @@ pub(super) async fn patch<R: Reviewer>(
     let (creator, restored_by) = match (&request.operation, old) {
         (Operation::Create, _) => {
             let user = request.user_info.username.as_ref();
-            let said = has.get(CREATOR_ANNOTATION).filter(|said| Some(*said) != user && !said.is_empty());
+            // Also of users who restore what is their own: the mark of a restore makes the key wait for its Secret.
+            let said = has.get(CREATOR_ANNOTATION).filter(|said| !said.is_empty());
             match said {
                 Some(said) if may_restore(request, reviewer).await? => {
                     (Some(said), user.filter(|_| request.kind.kind == "ApiKey"))
@@ -162,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn the_creator_is_who_asked_whatever_the_object_says() {
         let created = (json!("alice"), Value::Null);
-        for annotations in [Value::Null, json!({}), json!({"a": "b"}), json!({CREATOR_ANNOTATION: "alice"})] {
+        for annotations in [Value::Null, json!({}), json!({"a": "b"})] {
             assert_eq!(stamped("CREATE", annotations, &Value::Null, Restore::NotAsked).await, created);
         }
         let forged = json!({CREATOR_ANNOTATION: "mallory", RESTORED_BY_ANNOTATION: "root"});
@@ -182,6 +183,9 @@ mod tests {
             let policy = stamped_on("AccessPolicy", "CREATE", annotations, &Value::Null, Restore::Allowed).await;
             assert_eq!(policy, (json!("carol"), Value::Null));
         }
+        // Their own keys are restored too.
+        let own = stamped("CREATE", json!({CREATOR_ANNOTATION: "alice"}), &Value::Null, Restore::Allowed).await;
+        assert_eq!(own, (json!("alice"), json!("alice")));
         let object = object(json!({CREATOR_ANNOTATION: "carol"}));
         let request = request("ApiKey", "CREATE", &object, &Value::Null);
         assert!(patch(&request, &Restore::Unanswered).await.is_err(), "the creator would be lost silently");

@@ -69,7 +69,7 @@ pub(super) async fn accept(cluster: &Cluster, args: &AcceptArgs) -> Result<Reply
     let found = Found::read(cluster, &key).await?;
     let mut text = format!("ApiKey {}/{}\n", cluster.namespace, args.key);
     if let Some(ready) = ready {
-        text += &format!("  {}: {}\n", print::line(&ready.reason), print::line(&ready.message));
+        let _ = writeln!(text, "  {}: {}", print::line(&ready.reason), print::line(&ready.message));
     }
     text += &found.describe(&key);
     say(text.trim_end());

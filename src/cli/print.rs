@@ -43,7 +43,7 @@ fn cell(text: &str) -> String {
     let leading = text.len() - text.trim_start_matches(' ').len();
     line(text).chars().enumerate().fold(String::with_capacity(text.len()), |mut shown, (at, c)| {
         // Two spaces at the start are our own indentation.
-        if c.is_whitespace() && after_space && !(at < leading.min(2)) {
+        if c.is_whitespace() && after_space && at >= leading.min(2) {
             shown.extend(c.escape_unicode());
         } else {
             shown.push(c);

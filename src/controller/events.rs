@@ -108,7 +108,7 @@ impl Events {
                 if keys.load(Ordering::Relaxed) > 0 {
                     tokio::time::sleep(TRICKLE).await;
                 }
-                let event = event(&regarding, note, &instance, clock.exact());
+                let event = event(&regarding, &note, &instance, clock.exact());
                 // Events of what is in no namespace are in this one, where kubectl looks for them.
                 let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
                 let events: Api<Event> = Api::namespaced(client.clone(), namespace);
@@ -139,7 +139,7 @@ impl Events {
     }
 }
 
-fn event(regarding: &Regarding, note: Note, instance: &str, now: Timestamp) -> Event {
+fn event(regarding: &Regarding, note: &Note, instance: &str, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(name(&regarding.name, now)),

@@ -285,7 +285,7 @@ pub fn step(world: &World<'_>) -> Step {
                 return Step::Rest;
             }
             Step::Mint(Draft {
-                generation: lost.current.generation + 1,
+                generation: lost.current.generation.saturating_add(1),
                 created_at: Some(lost.created_at),
                 previous: schedule.retire(lost.current, now),
                 requested_at: schedule.handles(now),
@@ -301,7 +301,7 @@ pub fn step(world: &World<'_>) -> Step {
                 return Step::Rotate {
                     held: held.clone(),
                     draft: Draft {
-                        generation: record.current.generation + 1,
+                        generation: record.current.generation.saturating_add(1),
                         created_at: Some(record.created_at),
                         previous: schedule.retire(record.current.clone(), now),
                         requested_at: match schedule.is_requested(record.requested_at.as_deref(), now) {
@@ -350,6 +350,14 @@ pub fn awaits_secret(key: &ApiKey, now: Timestamp) -> bool {
     let is_restored = is_restored && key.spec.legacy.is_none();
     let created = key.metadata.creation_timestamp.as_ref().map(|at| at.0.to_string());
     is_restored && !is_known && !Schedule::of(&key.spec).is_requested(created.as_deref(), now)
+}
+
+/// How long to wait before the next look for a Secret that a person has to bring: soon while the ApiKey is young, and
+/// then less often, so that keys that wait for ever cost next to nothing.
+#[must_use]
+pub fn patience(key: &ApiKey, now: Timestamp) -> SignedDuration {
+    let created = key.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0);
+    (now.duration_since(created) / 2).clamp(SignedDuration::from_secs(10), SignedDuration::from_mins(5))
 }
 
 /// Whether the Secret must be read before deciding: the spec changed, something is due, or it is time for a look.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::status::secret_ref;
-use crate::api::{ApiKey, KeyType, RevealMode};
+use crate::api::{ApiKey, KeyType, RevealMode, creator_of_key};
 
 /// The annotation that holds the record, as JSON.
 pub const ANNOTATION: &str = "keywright.dev/record";
@@ -73,6 +73,13 @@ pub struct Subject {
     /// The type of the ApiKey. Absent in records of earlier versions.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub key_type: Option<KeyType>,
+    /// The user of a Personal key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The creator of the ApiKey, whom a restore keeps. A Secret that is left behind by a key of this name of another
+    /// creator is not the Secret of this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creator: Option<String>,
 }
 
 impl Subject {
@@ -85,10 +92,12 @@ impl Subject {
             api_key: key.metadata.name.clone().unwrap_or_default(),
             uid: key.metadata.uid.clone().unwrap_or_default(),
             key_type: Some(key.spec.key_type),
+            user: key.spec.user.clone(),
+            creator: creator_of_key(key).map(|creator| creator.name),
         }
     }
 
-    /// Whether both are about the same names and type. The uid may differ: a restore gives the ApiKey a new one.
+    /// Whether both are about the same names, type and people. The uid may differ: a restore gives the ApiKey a new one.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         let uid = other.uid.clone();

@@ -30,7 +30,7 @@ struct State {
 }
 
 impl Digests {
-    /// Takes in that the status of an ApiKey changed. Either is absent if there is no such ApiKey.
+    /// Takes in that the status of an ApiKey changed, after the store did. Either is absent if there is no such ApiKey.
     pub fn replace(&self, before: Option<&ApiKey>, after: Option<&ApiKey>) {
         let digests = |key: Option<&ApiKey>| digests(key.and_then(|key| key.status.as_ref()));
         let (before, after) = (digests(before), digests(after));
@@ -57,6 +57,11 @@ impl Digests {
         }
     }
 
+    /// Forgets what was accepted for ApiKeys that are not to be kept.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.lock().accepted.retain(|_, owner| keep(owner));
+    }
+
     /// Forgets what was accepted for an ApiKey that is gone.
     pub fn forget(&self, uid: &str) {
         self.lock().accepted.retain(|_, owner| owner != uid);
@@ -69,7 +74,8 @@ impl Digests {
     pub fn accept(&self, digest: Digest, key: &ApiKey, keys: &Store<ApiKey>) -> Result<(), Option<ObjectRef<ApiKey>>> {
         let uid = key.uid().unwrap_or_default();
         let mut state = self.lock();
-        if state.accepted.get(&digest).is_some_and(|owner| *owner != uid) {
+        let lives = |uid: &str| keys.state().iter().any(|key| key.uid().as_deref() == Some(uid));
+        if state.accepted.get(&digest).is_some_and(|owner| *owner != uid && lives(owner)) {
             return Err(None);
         }
         if state.known.contains_key(&beginning(&digest)) {
@@ -131,6 +137,18 @@ mod tests {
         key
     }
 
+    /// A look that was under way when its key was deleted accepts a digest for a key that is gone.
+    #[test]
+    fn what_was_accepted_for_a_key_that_is_gone_is_free() {
+        let mut world = World::default();
+        let (gone, other) = (key("gone", &[]), key("other", &[]));
+        world.put(&gone);
+        world.put(&other);
+        world.delete(&gone);
+        assert_eq!(world.accept(1, &gone), Ok(()));
+        assert_eq!(world.accept(1, &other), Ok(()));
+    }
+
     /// Digests and the store, fed as the operator feeds them.
     #[derive(Default)]
     struct World {
@@ -141,8 +159,8 @@ mod tests {
     impl World {
         fn put(&mut self, key: &ApiKey) {
             let before = self.writer.as_reader().get(&ObjectRef::from_obj(key));
-            self.digests.replace(before.as_deref(), Some(key));
             self.writer.apply_watcher_event(&Event::Apply(key.clone()));
+            self.digests.replace(before.as_deref(), Some(key));
         }
 
         fn delete(&mut self, key: &ApiKey) {
@@ -163,6 +181,7 @@ mod tests {
     fn a_digest_belongs_to_the_first_key_that_it_was_accepted_for() {
         let mut world = World::default();
         let (first, second) = (key("first", &[]), key("second", &[]));
+        world.put(&first);
         assert_eq!(world.accept(1, &first), Ok(()));
         assert_eq!(world.accept(1, &first), Ok(()), "the write of its status failed, and it tries again");
         assert_eq!(world.accept(1, &second), Err(None), "before the status of the first is seen");

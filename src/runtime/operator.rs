@@ -362,11 +362,16 @@ async fn feed_keys(
             _ => true,
         };
         context.index.apply_key(&event);
-        if let Event::Apply(key) | Event::Delete(key) = &event {
-            let after = matches!(event, Event::Apply(_)).then_some(key);
-            context.index.digests.replace(store.get(&reference(key)).as_deref(), after);
-        }
+        let before = match &event {
+            Event::Apply(key) | Event::Delete(key) => store.get(&reference(key)),
+            _ => None,
+        };
         writer.apply_watcher_event(&event);
+        match &event {
+            Event::Apply(key) => context.index.digests.replace(before.as_deref(), Some(key)),
+            Event::Delete(_) => context.index.digests.replace(before.as_deref(), None),
+            _ => {}
+        }
         if matches!(event, Event::InitDone) {
             context.index.digests.reset(store.state().iter().map(AsRef::as_ref));
         }

@@ -70,9 +70,10 @@ pub struct Opened {
 
 /// The first line inside a sealed value: the key that it belongs to. A sealed value is a text of two lines.
 fn heading(subject: &Subject) -> String {
-    let Subject { namespace, api_key, secret, key_type, .. } = subject;
-    let key_type = key_type.map(|key_type| format!("{key_type:?}")).unwrap_or_default();
-    format!("keywright.dev/sealed/v1 {namespace}/{api_key} {secret} {key_type} ")
+    // A restore by other means than a backup changes the uid and the creator.
+    let lasting = Subject { uid: String::new(), creator: None, ..subject.clone() };
+    // JSON has no line ends.
+    format!("keywright.dev/sealed/v1 {} ", serde_json::to_string(&lasting).unwrap_or_default())
 }
 
 impl Keyring {
@@ -242,6 +243,8 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
             api_key: name.to_owned(),
             uid: "1".to_owned(),
             key_type: Some(KeyType::Team),
+            user: Some("alice\n".to_owned()),
+            creator: None,
         }
     }
 
@@ -302,6 +305,7 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
             Subject { namespace: "bank".to_owned(), ..own.clone() },
             Subject { secret: "k-secret2".to_owned(), ..own.clone() },
             Subject { key_type: Some(KeyType::Personal), ..own.clone() },
+            Subject { user: Some("bob".to_owned()), ..own.clone() },
             Subject { key_type: None, ..own },
         ] {
             assert!(ring.open(&other, &sealed).is_err(), "{other:?}");

@@ -70,10 +70,10 @@ impl Team {
             self.bind(&called, &rules, &user(name)).await;
         } else {
             let called = format!("{called}-{}", self.namespace);
-            let roles: Api<ClusterRole> = Api::all(self.admin.clone());
+            let made: Api<ClusterRole> = Api::all(self.admin.clone());
             let bindings: Api<ClusterRoleBinding> = Api::all(self.admin.clone());
             let role = json!({"metadata": {"name": called}, "rules": rules});
-            roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.expect("a ClusterRole");
+            made.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.expect("a ClusterRole");
             let binding = json!({"metadata": {"name": called}, "subjects": [user(name)], "roleRef": {
                 "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": called}});
             let binding = serde_json::from_value(binding).unwrap();

@@ -70,7 +70,9 @@ async fn edit_can_not_make_the_next_apply_of_a_pipeline_turn_a_revoked_key_on() 
     assert_refused(mallory.apply(PIPELINE, "key", &off).await, &["mallory", TEAM]);
     assert_refused(mallory.apply("another", "key", &off).await, &["mallory", TEAM]);
     let versions = |entries: &mut Vec<Value>| {
-        entries.iter_mut().for_each(|entry| entry["apiVersion"] = json!("keywright.dev/v0"));
+        for entry in entries.iter_mut() {
+            entry["apiVersion"] = json!("keywright.dev/v0");
+        }
     };
     if let Ok(key) = mallory.rewrite("key", versions).await {
         let owners = key.managed_fields().iter().filter(|entry| entry.manager.as_deref() == Some(PIPELINE));

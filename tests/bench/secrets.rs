@@ -63,7 +63,7 @@ pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> R
             let with = (round + half) % 2;
             if with == 1 {
                 bindings.patch(POLICY, &PatchParams::apply("bench").force(), &Patch::Apply(&applied(&binding))).await?;
-            } else {
+            } else if bindings.get_opt(POLICY).await?.is_some() {
                 bindings.delete(POLICY, &DeleteParams::default()).await?;
             }
             until(with == 1).await?;

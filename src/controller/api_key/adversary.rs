@@ -2,7 +2,7 @@
 //! works. No value may ever pass that the operator did not mint for that very key, and none that passed and was revoked.
 //!
 //! Everything that decides is the real thing: [`observe::classify`], [`Digests`], [`lifecycle`] and [`status`]. The
-//! API server is a map. No admission policy guards the Secrets here: this is what holds without one.
+//! API server is a map. In most runs no admission policy guards the Secrets: this is what holds without one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +41,8 @@ type Name = (String, String);
 struct Cluster {
     rng: Xoshiro256PlusPlus,
     ring: Keyring,
+    /// Whether the policy of the chart is in force: then attackers delete Secrets, and leave them behind.
+    guarded: bool,
     now: i64,
     versions: u64,
     keys: BTreeMap<Name, ApiKey>,
@@ -70,12 +72,14 @@ impl Cluster {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let settings =
             SecuritySettingsSpec { one_time_reveal: Some(rng.random_bool(0.3)), ..SecuritySettingsSpec::default() };
+        let guarded = rng.random_bool(0.3);
         let known = NAMES.map(|(_, _, key_type)| {
             let value = Key::mint(key_type, &mut rand::rngs::SysRng).unwrap();
             (key_type, value.expose().as_bytes().to_vec())
         });
         Self {
             rng,
+            guarded,
             ring: Keyring::generate().unwrap(),
             now: START,
             versions: 0,
@@ -149,9 +153,14 @@ impl Cluster {
             self.revoked.extend(tokens.map(|token| token.sha256.clone()));
             self.see(&name, None);
             self.keys.remove(&name);
-            // The garbage collector may be late, or the Secret orphaned.
-            if self.chance(0.7) {
-                self.secrets.remove(&(name.0, secret_ref(&key).name));
+            // The garbage collector may be late, or the Secret left behind without an owner.
+            let place = (name.0, secret_ref(&key).name);
+            if self.chance(0.6) {
+                self.secrets.remove(&place);
+            } else if let Some(secret) = self.secrets.get_mut(&place)
+                && self.rng.random_bool(0.5)
+            {
+                secret.metadata.owner_references = None;
             }
             return;
         }
@@ -176,6 +185,9 @@ impl Cluster {
         let name = (namespace.to_owned(), format!("{key_name}-secret"));
         if self.chance(0.15) {
             self.secrets.remove(&name);
+            return;
+        }
+        if self.guarded {
             return;
         }
         let here = self.secrets.get(&name).cloned();
@@ -267,7 +279,7 @@ impl Cluster {
         let observed = match self.secrets.get(&place).cloned() {
             None => Observed::Missing,
             Some(secret) => {
-                let trust = Trust { ring: &self.ring, guarded: false };
+                let trust = Trust { ring: &self.ring, guarded: self.guarded };
                 self.claim(&key, observe::classify(secret, &key, &trust).observed)
             }
         };
@@ -358,7 +370,7 @@ impl Cluster {
             ..OwnerReference::default()
         }]);
         self.put(place, secret.clone());
-        let trust = Trust { ring: &self.ring, guarded: false };
+        let trust = Trust { ring: &self.ring, guarded: self.guarded };
         match observe::classify(self.secrets[place].clone(), key, &trust).observed {
             Observed::Ours(held) => Some(held),
             // Also its own write is judged by the status, which an attacker's copy may have been ahead of.

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::Secret,
-    jiff::{SignedDuration, Timestamp},
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt, runtime::controller::Action};
 
 use super::{Context, Pace, policy_of};
@@ -21,9 +17,6 @@ use crate::{
         validate,
     },
 };
-
-/// How often the Secret of a key that was not imported yet is looked at.
-const WAIT: SignedDuration = SignedDuration::from_secs(10);
 
 /// Imports a key, or looks whether its Secret still holds the value.
 pub(super) async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
@@ -75,7 +68,7 @@ pub(super) async fn run(key: &ApiKey, context: &Context) -> Result<Action, Reque
         context.checks.done(&uid, check_at, now, pace);
     }
     // Nothing announces that a Secret was made.
-    let again = obstacle.and_then(|_| now.checked_add(WAIT).ok()).unwrap_or(Timestamp::MAX);
+    let again = obstacle.and_then(|_| now.checked_add(lifecycle::patience(key, now)).ok()).unwrap_or(Timestamp::MAX);
     let next = next.unwrap_or(Timestamp::MAX).min(again).min(context.checks.due_at(&uid, now));
     let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
     Ok(Action::requeue(wait))

@@ -155,9 +155,6 @@ impl Checks {
     }
 }
 
-/// How often the Secret of a restored ApiKey is looked for.
-const AWAIT: SignedDuration = SignedDuration::from_secs(10);
-
 /// A random moment of an interval that begins now, not before this share of it has passed.
 fn after(interval: SignedDuration, least: f64, now: Timestamp) -> Timestamp {
     let random = f64::from(SysRng.try_next_u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
@@ -182,6 +179,7 @@ pub fn retain(keys: &[Arc<ApiKey>], context: &Context) {
     let live: HashSet<&str> = keys.iter().filter_map(|key| key.metadata.uid.as_deref()).collect();
     context.backoff.retain(|uid| live.contains(uid));
     context.checks.retain(|uid| live.contains(uid));
+    context.index.digests.retain(|uid| live.contains(uid));
 }
 
 /// Brings one key to where its spec wants it, one write of its Secret at a time.
@@ -299,8 +297,8 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         return Ok(Action::requeue(wait));
     }
     context.backoff.forget(&uid);
-    let awaited = lifecycle::awaits_secret(key, now).then(|| now.checked_add(AWAIT).ok()).flatten();
-    let next = next.unwrap_or(Timestamp::MAX).min(awaited.unwrap_or(Timestamp::MAX));
+    let awaited = lifecycle::awaits_secret(key, now).then(|| now.checked_add(lifecycle::patience(key, now)).ok());
+    let next = next.unwrap_or(Timestamp::MAX).min(awaited.flatten().unwrap_or(Timestamp::MAX));
     let next = next.min(context.checks.due_at(&uid, now));
     // A second late rather than early: times have whole seconds.
     let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
