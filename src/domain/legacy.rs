@@ -118,7 +118,8 @@ pub fn import(
 
 /// Nothing is ever written to the Secret, so nothing of it matters but the value.
 fn held(record: Record, intact: bool) -> Held {
-    Held { version: String::new(), written: Some(record.clone()), record, intact, owned: true, in_order: true }
+    let written = Some(record.clone());
+    Held { version: String::new(), written, mac: None, record, intact, owned: true, in_order: true }
 }
 
 #[cfg(test)]

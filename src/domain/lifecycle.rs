@@ -146,6 +146,8 @@ pub struct Held {
     /// The record that the operator wrote into it, if it still has one: a record that the operator can't authenticate
     /// is none.
     pub written: Option<Record>,
+    /// The message authentication code of `written`.
+    pub mac: Option<String>,
     /// Whether it still holds the value of the record. False if somebody changed or removed the value.
     pub intact: bool,
     /// Whether this ApiKey is its owner.
@@ -304,9 +306,10 @@ pub fn step(world: &World<'_>) -> Step {
                         generation: record.current.generation.saturating_add(1),
                         created_at: Some(record.created_at),
                         previous: schedule.retire(record.current.clone(), now),
-                        requested_at: match schedule.is_requested(record.requested_at.as_deref(), now) {
-                            true => schedule.requested_at,
-                            false => record.requested_at.clone(),
+                        requested_at: if schedule.is_requested(record.requested_at.as_deref(), now) {
+                            schedule.requested_at
+                        } else {
+                            record.requested_at.clone()
                         },
                         sealed: sealing::after(record.sealed.as_ref(), &key.spec),
                     },
@@ -513,7 +516,7 @@ mod tests {
             };
             let written = Some(record.clone());
             let version = format!("v{seconds}");
-            (step, Some(Held { version, record, written, intact: true, owned: true, in_order: true }))
+            (step, Some(Held { version, record, written, mac: None, intact: true, owned: true, in_order: true }))
         }
 
         fn report(&mut self, seconds: i64) {

@@ -38,8 +38,12 @@ impl Digests {
             return;
         }
         let mut state = self.lock();
-        after.iter().for_each(|digest| state.add(digest));
-        before.iter().for_each(|digest| state.remove(digest));
+        for digest in &after {
+            state.add(digest);
+        }
+        for digest in &before {
+            state.remove(digest);
+        }
         for digest in after {
             state.accepted.remove(&digest);
         }

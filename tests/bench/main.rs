@@ -346,7 +346,8 @@ impl<'a> Bench<'a> {
         secrets.create(&PostParams::default(), &secret).await?;
         let written = Some(record.clone());
         let version = String::new();
-        let held = Observed::Ours(Held { version, record, written, intact: true, owned: true, in_order: true });
+        let held =
+            Observed::Ours(Held { version, record, written, mac: None, intact: true, owned: true, in_order: true });
         let facts = Facts {
             key: &key,
             verdict: &verdict,

@@ -68,7 +68,7 @@ async fn a_flood_of_made_up_news_costs_a_few_looks_a_second_and_hides_nothing() 
     let send = async |path: &str, body: Value| {
         let request = hyper::Request::post(path).header("host", server_name).header("content-type", "application/json");
         let request = request.body(body.to_string().into()).unwrap();
-        self_check::send(address, server_name, &bundle, request).await
+        self_check::send(address, server_name, &bundle, None, request).await
     };
     let review = |name: &str| {
         let secret =

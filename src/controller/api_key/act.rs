@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
     ByteString,
     api::core::v1::Secret,
@@ -41,6 +42,16 @@ pub enum Acted {
     Changed,
 }
 
+/// How a step meets writes of others to the Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// It gives way to each of them.
+    Careful,
+    /// A rotation gives way only to a write of the record. Everybody with write access to Secrets can change their labels,
+    /// and must not be able to hold up a revocation by doing so all the time.
+    Insistent,
+}
+
 /// Carries out a step.
 ///
 /// # Errors
@@ -52,6 +63,7 @@ pub async fn act(
     namespace: &str,
     key: &ApiKey,
     step: Step,
+    manner: Manner,
     now: Timestamp,
 ) -> Result<Acted, RequestError> {
     match step {
@@ -74,7 +86,12 @@ pub async fn act(
             let value = mint(key)?;
             let record = draft.seal(key, value.digest(), now);
             let data = data(sealing, key, &value, &record).await?;
-            patch(client, sealing, namespace, key, &held, Change::Value(data), record).await
+            match &held.mac {
+                Some(mac) if manner == Manner::Insistent => {
+                    insist(client, sealing, namespace, key, mac, data, record).await
+                }
+                _ => patch(client, sealing, namespace, key, &held, Change::Value(data), record).await,
+            }
         }
         Step::Amend { held, record } => patch(client, sealing, namespace, key, &held, Change::Metadata, record).await,
         Step::Erase { held, record } => patch(client, sealing, namespace, key, &held, Change::Erasure, record).await,
@@ -204,6 +221,33 @@ async fn patch(
     }
 }
 
+/// A new value and its record in place of those whose message authentication code this is, whatever else changed in the
+/// Secret. Labels and annotations are left to a later [`patch`].
+async fn insist(
+    client: &Client,
+    sealing: &Keeper,
+    namespace: &str,
+    key: &ApiKey,
+    mac: &str,
+    data: BTreeMap<String, ByteString>,
+    record: Record,
+) -> Result<Acted, RequestError> {
+    let name = secret_ref(key).name;
+    let place = |annotation: &str| PointerBuf::from_tokens(["metadata", "annotations", annotation]);
+    let add = |path, value| PatchOperation::Add(AddOperation { path, value });
+    let mut operations =
+        vec![PatchOperation::Test(TestOperation { path: place(record::MAC_ANNOTATION), value: json!(mac) })];
+    for (annotation, text) in written(sealing, &record).await? {
+        operations.push(add(place(&annotation), json!(text)));
+    }
+    operations.push(add(PointerBuf::from_tokens(["data"]), json!(data)));
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
+    let mut secret = request(&format!("update Secret {name}"), secrets.patch(&name, &patch_params(), &patch)).await?;
+    wipe(&mut secret);
+    Ok(Acted::Wrote { held: held(&secret, record), minted: true })
+}
+
 /// The labels or annotations of the template; those that the template no longer has are taken out.
 fn merge_map(before: &[String], wanted: &BTreeMap<String, String>) -> serde_json::Map<String, Value> {
     let gone = before.iter().filter(|key| !wanted.contains_key(*key)).map(|key| (key.clone(), Value::Null));
@@ -214,6 +258,7 @@ fn held(secret: &Secret, record: Record) -> Held {
     Held {
         version: secret.resource_version().unwrap_or_default(),
         written: Some(record.clone()),
+        mac: secret.annotations().get(record::MAC_ANNOTATION).cloned(),
         record,
         intact: true,
         owned: true,

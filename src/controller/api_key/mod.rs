@@ -15,9 +15,11 @@ use std::{
     time::Duration,
 };
 
+use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, ResourceExt,
+    api::Patch,
     core::Status,
     runtime::{
         controller::Action,
@@ -25,8 +27,9 @@ use kube::{
     },
 };
 use rand::{TryRng, rngs::SysRng};
+use serde_json::json;
 
-use self::act::Acted;
+use self::act::{Acted, Manner};
 use super::{RequestError, backoff::Backoff, events::Events, key_reveal::orphan, request, status_patch};
 use crate::{
     api::ApiKey,
@@ -244,7 +247,8 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
         let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, settings, now };
         let step = lifecycle::step(&world);
         let verb = if matches!(step, Step::Mint(_)) { "create" } else { "update" };
-        match act::act(&context.client, &context.sealing, &namespace, key, step, now).await {
+        let manner = if round == ROUNDS { Manner::Insistent } else { Manner::Careful };
+        match act::act(&context.client, &context.sealing, &namespace, key, step, manner, now).await {
             Ok(Acted::Changed) if round == ROUNDS => {
                 let name = status::secret_ref(key).name;
                 let why = format!("{verb} Secret {name}: others keep writing to it (409)");
@@ -355,6 +359,39 @@ fn policy_of(key: &ApiKey, namespace: &str, context: &Context) -> Option<Arc<Kno
     context.index.policy(namespace, &key.spec.access_policy_ref.as_ref()?.name)
 }
 
+/// Writes the status over whatever else changed in the object, such as its labels: those must not hold up a revocation. It
+/// gives way to another spec and to another writer of digests. False if it did.
+async fn insist(key: &ApiKey, keys: &Api<ApiKey>, status: &crate::api::ApiKeyStatus) -> Result<bool, RequestError> {
+    let name = key.name_any();
+    let Some(now) = request(&format!("get ApiKey {name}"), keys.get_opt(&name)).await? else { return Ok(false) };
+    let tokens = |key: &ApiKey| key.status.as_ref().map(|status| status.tokens.clone());
+    if now.metadata.uid != key.metadata.uid
+        || now.metadata.generation != key.metadata.generation
+        || tokens(&now) != tokens(key)
+    {
+        return Ok(false);
+    }
+    // Somebody else writes the last use, and it may be later by now.
+    let last_used_at = now.status.as_ref().and_then(|status| status.last_used_at.clone());
+    let status = json!(crate::api::ApiKeyStatus { last_used_at, ..status.clone() });
+    let test = |path: &[&str], value| {
+        PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
+    };
+    let mut operations = vec![
+        test(&["metadata", "uid"], json!(key.metadata.uid)),
+        test(&["metadata", "generation"], json!(key.metadata.generation)),
+    ];
+    let known = now.status.as_ref().map(|status| json!(status.tokens)).filter(|tokens| *tokens != json!([]));
+    operations.extend(known.map(|tokens| test(&["status", "tokens"], tokens)));
+    operations.push(PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(["status"]), value: status }));
+    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
+    match request("update status", keys.patch_status(&name, &super::patch_params(), &patch)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes the status if it changed, and the Events that the change is worth. False if the object changed meanwhile.
 async fn report(
     key: &ApiKey,
@@ -372,7 +409,12 @@ async fn report(
     let patch = status_patch(key, key.status.as_ref(), &status);
     match request("update status", keys.patch_status(&name, &super::patch_params(), &patch)).await {
         Ok(_) => {}
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found()) => return Ok(false),
+        Err(error) if error.is(Status::is_not_found) => return Ok(false),
+        Err(error) if error.is(Status::is_conflict) => {
+            if !insist(key, &keys, &status).await? {
+                return Ok(false);
+            }
+        }
         Err(error) => return Err(error),
     }
     for note in notes {

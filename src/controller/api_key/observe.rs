@@ -178,8 +178,8 @@ const NOT_AUTHENTIC: &str = "SecretNotAuthentic";
 impl Case<'_> {
     fn judge(&self) -> Observed {
         let owner = self.secret.owner_references().iter().find(|owner| owner.controller == Some(true));
-        let owned = owner.is_some_and(|owner| owner.uid == self.subject.uid);
-        if let Some(owner) = owner.filter(|owner| !owned && !self.is_of_earlier(owner)) {
+        let is_owned = owner.is_some_and(|owner| owner.uid == self.subject.uid);
+        if let Some(owner) = owner.filter(|owner| !is_owned && !self.is_of_earlier(owner)) {
             let why = format!(
                 "it belongs to {} {}: delete that, or name another Secret under spec.secret.name of a new ApiKey",
                 owner.kind, owner.name
@@ -188,24 +188,25 @@ impl Case<'_> {
         }
         if self.secret.type_.as_deref() != Some(record::SECRET_TYPE) {
             let why = "it was not made by Keywright: delete it, or name another Secret under spec.secret.name of a new ApiKey";
-            return foreign(CONFLICT, why);
+            return Disbelief { reason: CONFLICT, why }.into();
         }
         let authentic = self.authentic();
         let believed = match self.key.status.as_ref().and_then(record_of_status) {
-            Some(known) => self.by_status(known, authentic.as_ref(), owned),
-            None if owned || owner.is_none() || self.is_restored(authentic.as_ref()) => {
+            Some(known) => self.by_status(known, authentic.as_ref(), is_owned),
+            None if is_owned || owner.is_none() || self.is_restored(authentic.as_ref()) => {
                 self.by_record(authentic.as_ref())
             }
             None => return self.being_collected(),
         };
         match believed {
-            Err(denied) => denied,
+            Err(disbelief) => disbelief.into(),
             Ok(record) => Observed::Ours(Held {
                 version: self.secret.resource_version().unwrap_or_default(),
                 intact: self.evidence.is_intact(&record),
-                owned,
+                owned: is_owned,
                 in_order: metadata_in_order(self.secret, self.key),
                 record,
+                mac: authentic.as_ref().and_then(|_| self.secret.annotations().get(record::MAC_ANNOTATION).cloned()),
                 written: authentic,
             }),
         }
@@ -220,7 +221,7 @@ impl Case<'_> {
     }
 
     /// The status knows a value. It is right, unless the record is of a later value of this very ApiKey.
-    fn by_status(&self, known: Record, authentic: Option<&Record>, owned: bool) -> Result<Record, Observed> {
+    fn by_status(&self, known: Record, authentic: Option<&Record>, is_owned: bool) -> Result<Record, Disbelief> {
         let own = authentic.filter(|record| record.subject.uid == self.subject.uid);
         let is_later = |record: &&Record| {
             record.current.generation > known.current.generation && record.current.minted_at >= known.current.minted_at
@@ -241,29 +242,26 @@ impl Case<'_> {
             ..known
         };
         // A Secret of ours that lost its owner, or was restored, holds the value, or says that it was taken.
-        if owned || self.evidence.proves(&record.current) || same.is_some() {
+        if is_owned || self.evidence.proves(&record.current) || same.is_some() {
             return Ok(record);
         }
-        Err(foreign(
-            CONFLICT,
-            "it does not hold the current value of this ApiKey: delete it, and restore a newer Secret or set \
+        Err(Disbelief {
+            reason: CONFLICT,
+            why: "it does not hold the current value of this ApiKey: delete it, and restore a newer Secret or set \
              spec.rotation.requestedAt to the current time to mint a new value",
-        ))
+        })
     }
 
     /// There is no status.
-    fn by_record(&self, authentic: Option<&Record>) -> Result<Record, Observed> {
+    fn by_record(&self, authentic: Option<&Record>) -> Result<Record, Disbelief> {
         let accepted =
             self.key.annotations().get(ACCEPT_SECRET_ANNOTATION).and_then(|text| text.strip_prefix("sha256:"));
         let Some(record) = authentic else {
-            return accepted.and_then(|sha256| self.accept(sha256)).ok_or_else(|| {
-                foreign(
-                    NOT_AUTHENTIC,
-                    "its record was not written by this operator for this ApiKey, or the sealing keys of the operator that wrote it are \
-                     missing: restore the sealing keys, or have a user with the right to restore ApiKeys run kubectl \
-                     keywright accept, or delete the Secret to have a new value minted",
-                )
-            });
+            let why = "its record was not written by this operator for this ApiKey, or the sealing keys of the operator that \
+                       wrote it are missing: restore the sealing keys, or have a user with the right to restore ApiKeys run \
+                       kubectl keywright accept, or delete the Secret to have a new value minted";
+            let accepted = accepted.and_then(|sha256| self.accept(sha256));
+            return accepted.ok_or(Disbelief { reason: NOT_AUTHENTIC, why });
         };
         // After a crash between the write of the Secret and that of the status.
         if record.subject.uid == self.subject.uid {
@@ -272,19 +270,19 @@ impl Case<'_> {
         let is_restored = self.trust.guarded && self.key.annotations().contains_key(RESTORED_BY_ANNOTATION);
         let is_allowed = is_restored || accepted == Some(&*record.current.sha256);
         if !is_allowed {
-            return Err(foreign(
-                NOT_AUTHENTIC,
-                "it is of an earlier ApiKey of this name: have a user with the right to restore ApiKeys run kubectl \
+            return Err(Disbelief {
+                reason: NOT_AUTHENTIC,
+                why: "it is of an earlier ApiKey of this name: have a user with the right to restore ApiKeys run kubectl \
                  keywright accept, or delete the Secret to have a new value minted",
-            ));
+            });
         }
         // What was taken or erased is not there; all else has to be.
         if !self.evidence.proves(&record.current) && !self.evidence.is_intact(record) {
-            return Err(foreign(
-                NOT_AUTHENTIC,
-                "it no longer holds the value that its record is about: restore it once more, or delete it to have a new \
+            return Err(Disbelief {
+                reason: NOT_AUTHENTIC,
+                why: "it no longer holds the value that its record is about: restore it once more, or delete it to have a new \
                  value minted",
-            ));
+            });
         }
         Ok(Record { subject: self.subject.clone(), ..record.clone() })
     }
@@ -342,15 +340,23 @@ impl Case<'_> {
         if self.secret.metadata.deletion_timestamp.is_some() && !self.secret.finalizers().is_empty() {
             let why = "it belongs to an earlier ApiKey of this name, and its deletion waits for its finalizers: let the \
                        controller that set them finish, or remove metadata.finalizers from the Secret";
-            return foreign(CONFLICT, why);
+            return Disbelief { reason: CONFLICT, why }.into();
         }
         let why = "it belongs to an earlier ApiKey of this name and is being garbage collected".to_owned();
         Observed::Foreign { reason: CONFLICT, why, passing: true }
     }
 }
 
-fn foreign(reason: &'static str, why: &str) -> Observed {
-    Observed::Foreign { reason, why: why.to_owned(), passing: false }
+/// Why a Secret is not believed, as a clause. It takes a person to end that.
+struct Disbelief {
+    reason: &'static str,
+    why: &'static str,
+}
+
+impl From<Disbelief> for Observed {
+    fn from(Disbelief { reason, why }: Disbelief) -> Self {
+        Self::Foreign { reason, why: why.to_owned(), passing: false }
+    }
 }
 
 fn metadata_in_order(secret: &Secret, key: &ApiKey) -> bool {
