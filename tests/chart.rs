@@ -562,8 +562,13 @@ async fn network_policies_let_in_the_api_server_proxies_and_what_reads_metrics()
         &format!("networkPolicy.metricsFrom={prometheus}"),
         "metrics.podMonitor.enabled=true",
     ];
+    // Replicas tell each other which Secrets are written to.
+    let replicas = json!({"podSelector": {"matchLabels": {
+        "app.kubernetes.io/component": "operator", "app.kubernetes.io/instance": "keywright",
+        "app.kubernetes.io/name": "keywright",
+    }}});
     let expected = json!([
-        {"ports": [{"port": "webhook"}], "from": api_server}, {"ports": [{"port": "health"}], "from": prometheus},
+        {"ports": [{"port": "webhook"}], "from": [api_server[0], replicas]}, {"ports": [{"port": "health"}], "from": prometheus},
     ]);
     assert_eq!(ingress(&values, "keywright"), expected);
 }

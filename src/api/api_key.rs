@@ -242,8 +242,9 @@ pub struct Rotation {
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 24h, 30m or 0s"))]
     pub overlap: Option<String>,
 
-    /// Set this to a new time, usually now, to ask for one rotation. Any change of the value asks again; the same
-    /// value never does, so it can stay in Git.
+    /// Set this to the current time to request one rotation. A time that is later than that of the last rotation is a
+    /// request; the same or an older time is none, so that it can stay in Git and a revert does not rotate. A time in the
+    /// future requests a rotation at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     #[x_kube(

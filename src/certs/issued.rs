@@ -15,7 +15,7 @@ use k8s_openapi::{
 use kube::{Api, Client};
 use tracing::info;
 
-use super::{Certificate, Error, authority::CaState, metadata, ours, post, serving::verify, x509::owns};
+use super::{Certificate, Error, authority::CaState, metadata, ours, post_params, serving::verify, x509::owns};
 
 const CERT: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -125,7 +125,7 @@ impl Issued {
         let data = BTreeMap::from([(CA.to_owned(), bundle.to_owned())]);
         let Some(read) = read else {
             let map = ConfigMap { metadata: metadata(name), data: Some(data), ..ConfigMap::default() };
-            self.maps.create(&post(), &map).await?;
+            self.maps.create(&post_params(), &map).await?;
             return Ok(true);
         };
         ours(&read)?;
@@ -133,7 +133,7 @@ impl Issued {
             return Ok(false);
         }
         let map = ConfigMap { data: Some(data), ..read };
-        self.maps.replace(name, &post(), &map).await?;
+        self.maps.replace(name, &post_params(), &map).await?;
         Ok(true)
     }
 
@@ -158,7 +158,7 @@ impl Issued {
         if data != held {
             if let Some(read) = read {
                 let secret = Secret { data: Some(data), ..read };
-                self.secrets.replace(name, &post(), &secret).await?;
+                self.secrets.replace(name, &post_params(), &secret).await?;
             } else {
                 let secret = Secret {
                     metadata: metadata(name),
@@ -166,7 +166,7 @@ impl Issued {
                     data: Some(data),
                     ..Secret::default()
                 };
-                self.secrets.create(&post(), &secret).await?;
+                self.secrets.create(&post_params(), &secret).await?;
             }
         }
         match due {

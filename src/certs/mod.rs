@@ -86,7 +86,7 @@ pub enum Error {
 const FIELD_MANAGER: &str = "keywright-certs";
 
 /// How everything here is created and replaced.
-fn post() -> PostParams {
+fn post_params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 

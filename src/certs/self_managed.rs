@@ -29,7 +29,7 @@ use super::{
     Error, IssuedConfig, Now, Resolver, Target, Validity,
     authority::{CaState, Step, step},
     issued::Issued,
-    metadata, ours, post,
+    metadata, ours, post_params,
     serving::Leaf,
 };
 
@@ -230,7 +230,7 @@ impl SelfManaged {
             data: Some(ca.data()),
             ..Secret::default()
         };
-        match self.secrets.create(&post(), &secret).await {
+        match self.secrets.create(&post_params(), &secret).await {
             Ok(secret) => {
                 info!(secret = %self.config.secret, "made the webhook's CA");
                 Ok(secret)
@@ -245,7 +245,7 @@ impl SelfManaged {
     /// Writes `ca` over what was read, which carries its resourceVersion.
     async fn store(&self, read: Secret, ca: &CaState) -> Result<(), Error> {
         let secret = Secret { data: Some(ca.data()), ..read };
-        self.secrets.replace(&self.config.secret, &post(), &secret).await?;
+        self.secrets.replace(&self.config.secret, &post_params(), &secret).await?;
         Ok(())
     }
 

@@ -42,10 +42,10 @@ async fn a_restore_keeps_the_creator_and_says_who_restored() {
     let key =
         backup.create_with("key", &json!({"keywright.dev/creator": "alice", RESTORED_BY: "somebody"})).await.unwrap();
     assert_eq!((creator(&key), restored_by(&key)), (Some("alice"), Some("velero")));
-    // What the backup tool makes for itself is its own, and what names nobody else is no restore.
+    // What the backup tool made is restored too: the mark makes a key wait for its Secret.
     let own =
         backup.create_with("own", &json!({"keywright.dev/creator": "velero", RESTORED_BY: "root"})).await.unwrap();
-    assert_eq!((creator(&own), restored_by(&own)), (Some("velero"), None));
+    assert_eq!((creator(&own), restored_by(&own)), (Some("velero"), Some("velero")));
     // Nobody changes it afterwards, and the next user of the key sees no difference.
     for annotation in [json!("mallory"), Value::Null] {
         for who in [&backup, &here.admin()] {

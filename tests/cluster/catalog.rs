@@ -138,7 +138,9 @@ async fn names_of_an_own_catalogue_may_be_used_at_once_in_any_case() {
     key_in_force(&team, "sender", &json!({"type": "SendYourData", "presets": ["OwnSender"]})).await;
     let refused = team.refusal(&api_key("desk", &json!({"type": "SendYourData", "presets": ["owndesk"]})));
     assert!(
-        refused.contains("spec.presets[0]: a SendYourData key may only send data, but preset OwnDesk grants"),
+        refused.contains(
+            "spec.presets[0]: Invalid value: \"OwnDesk\": a SendYourData key may only send data, and this preset grants"
+        ),
         "{refused}"
     );
     let refused = team.refusal(&api_key("near", &json!({"type": "Team", "presets": ["OwnDeks"]})));
@@ -196,7 +198,7 @@ async fn of_two_that_contradict_each_other_the_older_holds_until_it_goes() {
     // The older one's word: rivals:Read is no ingestion, and Rival grants it.
     let sender = api_key("sender", &json!({"type": "SendYourData", "permissions": ["rivals:Read"]}));
     let refused = team.refusal(&sender);
-    assert!(refused.contains("a SendYourData key may only send data, but rivals:Read does more"), "{refused}");
+    assert!(refused.contains("a SendYourData key may only send data, and this permission does more"), "{refused}");
     key_in_force(&team, "other", &json!({"type": "Team", "presets": ["RivalOther"]})).await;
 
     team.kubectl(&["delete", "permissioncatalog/rivals-z"]);

@@ -969,7 +969,7 @@ async fn what_identifies_a_key_or_its_secret_never_changes() {
         ),
     ];
     for secret in ["old-scim", "old-logs"] {
-        let data = json!({"token": "a value of twenty characters or more"});
+        let data = json!({"token": format!("a value of {secret} with twenty characters or more")});
         team.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "stringData": data}));
     }
     for (name, spec) in &stored {

@@ -297,7 +297,8 @@ async fn secrets_of_other_types_are_free_those_of_legacy_keys_too() {
         let Err(kube::Error::Api(status)) = api.patch(name, &PatchParams::default(), &becomes).await else { panic!() };
         assert!(status.message.contains("field is immutable") || status.message.contains(RIGHT), "{}", status.message);
     }
-    let legacy = json!({"metadata": {"name": "old"}, "stringData": {"token": "a value of twenty characters or more"}});
+    let legacy =
+        json!({"metadata": {"name": "old"}, "stringData": {"token": "a value of this test alone, long enough"}});
     api.create(&PostParams::default(), &serde_json::from_value(legacy).unwrap()).await.unwrap();
     team.apply(&api_key(
         "legacy",

@@ -4,6 +4,8 @@
 //! Everything that decides is the real thing: [`observe::classify`], [`Digests`], [`lifecycle`] and [`status`]. The
 //! API server is a map. In most runs no admission policy guards the Secrets: this is what holds without one.
 
+#![cfg(test)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};

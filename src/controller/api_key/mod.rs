@@ -4,8 +4,6 @@
 //! that changes nothing costs no request at all.
 
 pub mod act;
-#[cfg(test)]
-mod adversary;
 mod legacy;
 pub mod observe;
 
@@ -477,3 +475,6 @@ mod tests {
         assert!(checks.due_at("u", at(0)) <= at(0), "the second request was lost");
     }
 }
+
+#[cfg(test)]
+mod adversary;
