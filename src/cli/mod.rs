@@ -1,9 +1,9 @@
 //! `kubectl keywright`: what people do with keys, with their own rights and nobody else's.
 //!
 //! It talks to the API server as kubectl does, and needs no access to the operator. Values come from KeyReveals alone;
-//! [`accept`] reads a Secret for its digest. One file a group of commands; what they decide by is [`crate::domain`].
+//! `accept` reads a Secret for its digest. One file a group of commands; what they decide by is [`crate::domain`].
 //!
-//! Names, users, messages and whatever else comes from the cluster is shown through [`print::line`] or [`print::table`]:
+//! Names, users, messages and whatever else comes from the cluster is shown through `print::line` or `print::table`:
 //! it may have been written by somebody who wants it to look like something else.
 
 mod accept;

@@ -36,7 +36,7 @@ pub(super) fn line(text: &str) -> String {
     })
 }
 
-/// [`line`] for a cell of a table, where a run of spaces would look like the start of the next column: all spaces but
+/// [`line()`] for a cell of a table, where a run of spaces would look like the start of the next column: all spaces but
 /// the first are escaped.
 fn cell(text: &str) -> String {
     let mut after_space = true;
