@@ -684,7 +684,7 @@ async fn no_value_leaves_its_secret_not_even_at_log_level_trace() {
                 spec["user"] = json!("alice@example.com");
             }
             if number == 4 {
-                spec["rotation"]["requestedAt"] = json!(format!("2026-01-0{}T00:00:00Z", request + 1));
+                spec["rotation"]["requestedAt"] = json!(format!("2026-11-24T0{}:00:00Z", request + 1));
             }
             apply(&stage.client, &namespace, &format!("key-{number}"), &spec).await.unwrap();
         }

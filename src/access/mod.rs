@@ -184,7 +184,7 @@ impl Reviewer for Cluster {
 }
 
 /// Less than the time that the API server gives the webhook.
-const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);
 
 /// A right as the authorizer is asked for it.
 #[must_use]

@@ -878,6 +878,31 @@ mod tests {
     }
 
     #[test]
+    fn a_key_gains_nothing_while_its_rotation_fails() {
+        let mut life = Life::new(|_| {});
+        life.run(0);
+        life.edit(|s| s.permissions = vec!["alerts:ReadConfig".to_owned()]);
+        let verdict = check(&life.key.spec, &catalog());
+        assert!(verdict.problems.is_empty());
+        let failure =
+            crate::domain::status::Failure { reason: "SecretWriteFailed", message: String::new(), passing: false };
+        let facts = Facts {
+            key: &life.key,
+            verdict: &verdict,
+            rival: None,
+            secret: &life.secret,
+            settings: None,
+            policy: None,
+            import: None,
+            failure: Some(&failure),
+            now: at(1),
+        };
+        let status = build(&facts);
+        assert_eq!((status.presets.as_slice(), status.permissions.len()), (&["Alerts".to_owned()][..], 0));
+        assert_eq!(build(&Facts { failure: None, ..facts }).permissions.len(), 1);
+    }
+
+    #[test]
     fn a_broken_rule_changes_nothing_for_a_key_that_works() {
         let mut life = Life::new(|_| {});
         life.run(0);

@@ -96,7 +96,7 @@ pub fn build(facts: &Facts<'_>) -> ApiKeyStatus {
     };
     let summary = summarize(facts, &schedule, known.as_ref());
     let generation = key.metadata.generation;
-    let grants = in_force(verdict, old, known.is_some());
+    let grants = in_force(verdict, old, known.is_some(), facts.failure.is_some());
     let mut status = ApiKeyStatus {
         // A status that could not be brought up to date must not claim to be.
         observed_generation: if facts.failure.is_some() { old.and_then(|s| s.observed_generation) } else { generation },
@@ -142,9 +142,10 @@ fn tokens(schedule: &Schedule, record: &Record, now: Timestamp) -> Vec<Token> {
 }
 
 /// What the key may do: what its spec asks for, once that is accepted. A spec that breaks a rule changes nothing:
-/// what was accepted before stays, less what left the catalogue.
-fn in_force(verdict: &Verdict, old: Option<&ApiKeyStatus>, minted: bool) -> Grants {
-    if verdict.problems.is_empty() {
+/// what was accepted before stays, less what left the catalogue. Nor does a key gain anything while a write of its Secret
+/// fails: a change that adds permissions may demand a rotation, and the value before must not get them.
+fn in_force(verdict: &Verdict, old: Option<&ApiKeyStatus>, minted: bool, failed: bool) -> Grants {
+    if verdict.problems.is_empty() && !failed {
         return if minted { verdict.grants.clone() } else { Grants::default() };
     }
     let keep = |old: &[String], asked: &[std::sync::Arc<str>]| {

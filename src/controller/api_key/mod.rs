@@ -200,6 +200,10 @@ pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action
 #[must_use]
 pub fn retry(key: &ApiKey, error: &RequestError, context: &Context) -> Action {
     let uid = key.uid().unwrap_or_default();
+    if context.keys.get(&ObjectRef::from_obj(key)).is_none_or(|known| known.uid().as_deref() != Some(&uid)) {
+        // It was deleted meanwhile, and nobody would forget its failures.
+        return Action::await_change();
+    }
     let wait = if error.is_permanent() { context.backoff.blocked(&uid) } else { context.backoff.failed(&uid) };
     tracing::warn!(namespace = key.namespace(), name = key.name_any(), %error, retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
