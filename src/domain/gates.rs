@@ -6,14 +6,13 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use jiff::Timestamp;
-
 use super::{
     catalog::Catalog,
     duration,
     policy::{self, Person, Ruling},
     provenance,
     rights::{self, Need, Right, UPDATE_ALL_POLICIES},
+    time,
 };
 use crate::api::{AccessLevel, AccessPolicySpec, ApiKeySpec, ApiKeyStatus, KeyType, Rotation, SecuritySettingsSpec};
 
@@ -334,13 +333,14 @@ fn differ(old: &ApiKeySpec, new: &ApiKeySpec) -> bool {
 /// Whether a change makes a key work that did not, makes it work for longer, or gives it another value; and in which
 /// words. Turning off, shortening and removing a request for a rotation do not.
 fn revives(old: &ApiKeySpec, new: &ApiKeySpec) -> Option<&'static str> {
-    let time = |text: &str| text.parse::<Timestamp>().ok();
     let is_off = |spec: &ApiKeySpec| spec.active == Some(false);
     let extended = match (old.expires_at.as_deref(), new.expires_at.as_deref()) {
         (None, _) => false,
         (Some(_), None) => true,
         // What is no time counts as past, and may be anything else tomorrow.
-        (Some(old), Some(new)) => old != new && !matches!((time(old), time(new)), (Some(old), Some(new)) if new <= old),
+        (Some(old), Some(new)) => {
+            old != new && !matches!((time::parse(old), time::parse(new)), (Some(old), Some(new)) if new <= old)
+        }
     };
     let field =
         |spec: &ApiKeySpec, of: fn(&Rotation) -> &Option<String>| spec.rotation.as_ref().and_then(|r| of(r).clone());
@@ -834,6 +834,7 @@ mod tests {
         for (new, old, what) in [
             (team(), off.clone(), "turn on"),
             (late.clone(), early.clone(), "extend"),
+            (expiring("9999-12-31T23:59:59Z"), early.clone(), "extend"),
             (team(), early.clone(), "extend"),
         ] {
             cases.push((old.clone(), new.clone(), Some(what)));

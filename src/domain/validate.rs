@@ -248,11 +248,12 @@ fn check_raise(
         return;
     }
     let requested = |spec: &ApiKeySpec| spec.rotation.as_ref().and_then(|rotation| rotation.requested_at.clone());
-    let time = |text: &str| text.parse::<Timestamp>().ok();
     let asked = requested(new);
     let before = requested(old);
-    let last = [before.as_deref(), terms.handled].into_iter().flatten().filter_map(time).max();
-    let is_newer = asked.as_deref().and_then(time).is_some_and(|asked| last.is_none_or(|last| last < asked));
+    let last = [before.as_deref(), terms.handled].into_iter().flatten().filter_map(time::parse).max();
+    // A time to come is a request for that time, and until then the value before would carry what is added.
+    let is_due = |asked: &Timestamp| *asked <= terms.now && last.is_none_or(|last| last < *asked);
+    let is_newer = asked.as_deref().and_then(time::parse).as_ref().is_some_and(is_due);
     if !is_newer {
         let what = asked.map_or_else(|| "Required value: ".to_owned(), |asked| format!("Invalid value: {asked:?}: "));
         let later = last.map_or_else(String::new, |last| format!(" and later than {last}"));
@@ -261,7 +262,7 @@ fn check_raise(
             "spec.rotation.requestedAt",
             added.to_string(),
             format!(
-                "{what}must be a new time, such as {}{later}, since this change adds {added} and \
+                "{what}must be a new time and not in the future, such as {}{later}, since this change adds {added} and \
                  limits.requireRotationOnRaise of the SecuritySettings is true: set it in the same change, and \
                  rotation.overlap to 0s so that the value before gets nothing of it",
                 Timestamp::from_second(terms.now.as_second()).unwrap_or(terms.now)
@@ -911,12 +912,17 @@ pub(crate) mod tests {
         let more = |asked, overlap| raised(&["Alerts"], &["rum-ingress:SendData"], asked, overlap);
         assert_eq!(
             told(&more(Some("2026-11-20T10:00:00Z"), None), None),
-            ["spec.rotation.requestedAt: Invalid value: \"2026-11-20T10:00:00Z\": must be a new time, such as \
+            [
+                "spec.rotation.requestedAt: Invalid value: \"2026-11-20T10:00:00Z\": must be a new time and not in the future, such as \
               2026-11-23T10:00:00Z and later than 2026-11-20T10:00:00Z, since this change adds permission \
               rum-ingress:SendData and limits.requireRotationOnRaise of the SecuritySettings is true: set it in the same \
-              change, and rotation.overlap to 0s so that the value before gets nothing of it"]
+              change, and rotation.overlap to 0s so that the value before gets nothing of it"
+            ]
         );
         assert!(told(&more(None, None), None)[0].starts_with("spec.rotation.requestedAt: Required value: must be"));
+        for future in ["2026-11-23T10:00:01Z", "2099-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+            assert_eq!(told(&more(Some(future), None), None).len(), 1, "{future}: the value before would carry it");
+        }
         // One that was carried out already is none, however the field was changed meanwhile.
         let again = more(Some("2026-11-21T10:00:00Z"), None);
         assert_eq!((told(&again, None).len(), told(&again, Some("2026-11-21T10:00:00Z")).len()), (0, 1));
