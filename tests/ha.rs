@@ -97,6 +97,17 @@ impl Stage {
         self.keys(namespace).create(&params, &key).await.map(drop)
     }
 
+    /// Waits until the API server asks this replica, which says yes.
+    async fn until_asked(&self, namespace: &str, operator: &Operator) {
+        let asked = admitted(operator).await;
+        eventually("this replica is asked, and says yes", PATIENCE, async || {
+            self.try_key(namespace, &["Alerts"]).await?;
+            ensure!(admitted(operator).await > asked, "another replica was asked");
+            Ok(())
+        })
+        .await;
+    }
+
     async fn apply(&self, namespace: &str, name: &str) {
         eventually("the key is admitted", PATIENCE, async || apply(&self.client, namespace, name, &spec()).await).await;
     }
@@ -172,19 +183,9 @@ async fn of_two_replicas_one_leads_both_admit_and_each_key_is_minted_once() {
 
     let namespace = namespace(&stage.client).await;
     let history = History::of(&stage.client, &namespace);
-    let admitted = async |operator: &Operator| {
-        let metrics = operator.metrics().await.unwrap();
-        support::keys::metric_sum(&metrics, "keywright_admission_total")
-    };
     for (replica, operator) in [(1, &first), (2, &second)] {
         stage.route(replica).await;
-        let asked = admitted(operator).await;
-        eventually("this replica is asked, and says yes", PATIENCE, async || {
-            stage.try_key(&namespace, &["Alerts"]).await?;
-            ensure!(admitted(operator).await > asked, "the other replica was asked");
-            Ok(())
-        })
-        .await;
+        stage.until_asked(&namespace, operator).await;
         let refused = stage.try_key(&namespace, &["NoSuchPreset"]).await.unwrap_err().to_string();
         assert!(refused.contains("NoSuchPreset"), "{refused}");
         for number in 0..10 {
@@ -316,6 +317,11 @@ async fn a_leader_whose_lease_another_holds_ends_and_writes_nothing_afterwards()
     leads(&second).await.unwrap();
     let writes = writes_after(&proxy, since + Duration::from_secs(6));
     assert!(writes.is_empty(), "{writes:#?}");
+}
+
+/// How many reviews a replica has answered.
+async fn admitted(operator: &Operator) -> f64 {
+    support::keys::metric_sum(&operator.metrics().await.unwrap(), "keywright_admission_total")
 }
 
 /// How an ApiKey is, as of now: ready, or the reason why it is not.
@@ -501,13 +507,7 @@ async fn a_secret_deleted_while_nobody_leads_or_the_leader_hands_over_is_seen_by
 
     let third = stage.replica(3, &[], None).await;
     stage.route(3).await;
-    eventually("this replica is asked", PATIENCE, async || {
-        stage.try_key(&namespace, &["Alerts"]).await?;
-        let asked = support::keys::metric_sum(&third.metrics().await?, "keywright_admission_total");
-        ensure!(asked > 0.0, "another replica was asked");
-        Ok(())
-    })
-    .await;
+    stage.until_asked(&namespace, &third).await;
     second.kill();
     secrets.delete("two-secret", &DeleteParams::default()).await.unwrap();
     assert!(!is_leader(&third).await.unwrap(), "it leads although the lease has not run out");
@@ -674,7 +674,7 @@ async fn two_changes_of_the_ca_fail_not_one_admission_even_if_all_others_notice_
     };
     tokio::join!(stream, slow_server, changes);
     for (name, operator) in [("first", &first), ("second", &second)] {
-        let admitted = support::keys::metric_sum(&operator.metrics().await.unwrap(), "keywright_admission_total");
+        let admitted = admitted(operator).await;
         println!("{admitted} admissions by the {name} replica");
         assert!(admitted > 50.0, "too few to prove anything of the {name} replica: {admitted}");
     }

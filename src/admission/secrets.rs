@@ -214,8 +214,8 @@ impl Cluster<'_> {
         let key = claimants.into_iter().filter_map(key).find(|key| is_in_use(key, &sha256, self.now))?;
         let key = key.metadata.name.as_deref().unwrap_or_default();
         Some(format!(
-            "Secret {name} holds the value of ApiKey {key}, which is in use: {consequence}, or change \
-             spec.rotation.requestedAt of the ApiKey to have a new value minted."
+            "Secret {name} holds the value of ApiKey {key}, which is in use: {consequence}, or set \
+             spec.rotation.requestedAt of the ApiKey to the current time to have a new value minted."
         ))
     }
 }

@@ -7,13 +7,10 @@ use std::{
 
 use clap::Args;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, ResourceExt, api::Patch};
 use serde_json::{Value, json};
 
-use super::{Cluster, FIELD_MANAGER, Reply, Result, change, print, refused, rights, say, usage};
+use super::{Cluster, Reply, Result, change, print, refused, rights, say, usage};
 use crate::{
     api::{ACCEPT_SECRET_ANNOTATION, ApiKey, Condition},
     domain::{
@@ -91,8 +88,7 @@ pub(super) async fn accept(cluster: &Cluster, args: &AcceptArgs) -> Result<Reply
         }
     };
     let patch = json!({"metadata": {"annotations": {ACCEPT_SECRET_ANNOTATION: format!("sha256:{accepted}")}}});
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    cluster.keys().patch(&args.key, &params, &Patch::Merge(patch)).await?;
+    cluster.keys().patch(&args.key, &change::patch_params(false), &Patch::Merge(patch)).await?;
     Ok(Reply::yes(format!("apikey.keywright.dev/{} accepts sha256:{accepted}\n", args.key)))
 }
 
@@ -155,12 +151,12 @@ fn confirm(yes: bool, digest: &str) -> Result<()> {
 /// Reads a digest, in the form of an annotation or of `sha256sum`. What is no digest may be a value, and is not repeated.
 fn digest(text: &str) -> Result<String> {
     let hex = text.trim().strip_prefix("sha256:").unwrap_or(text.trim());
-    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return usage(
+    match Digest::parse(&hex.to_ascii_lowercase()) {
+        Some(digest) => Ok(digest.to_string()),
+        None => usage(
             "--sha256 must be the 64 hex digits of a SHA-256, optionally after sha256:; a value itself goes nowhere",
-        );
+        ),
     }
-    Ok(hex.to_ascii_lowercase())
 }
 
 /// What whoever asks may see of the Secret of a key. It holds digests and never the value.

@@ -58,13 +58,13 @@ pub(super) struct RevokeArgs {
     yes: bool,
 }
 
-fn params(dry_run: bool) -> PatchParams {
+pub(super) fn patch_params(dry_run: bool) -> PatchParams {
     PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
 }
 
 async fn patch(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> Result<ApiKey> {
     let patch = Patch::Merge(json!({ "spec": spec }));
-    Ok(cluster.keys_in(namespace).patch(name, &params(false), &patch).await?)
+    Ok(cluster.keys_in(namespace).patch(name, &patch_params(false), &patch).await?)
 }
 
 /// Asks for a new value of a key.

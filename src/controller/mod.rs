@@ -12,10 +12,12 @@ pub mod key_reveal;
 pub mod permission_catalog;
 mod refusal;
 
+use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use kube::{
-    ResourceExt,
+    Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     core::Status,
+    runtime::reflector::{ObjectRef, Store},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -112,6 +114,22 @@ fn status_patch<S: Serialize>(object: &impl ResourceExt, old: Option<&S>, new: &
     let gone = old.map(fields).unwrap_or_default().into_iter().map(|(field, _)| (field, Value::Null));
     let status: serde_json::Map<_, _> = gone.chain(fields(new)).collect();
     Patch::Merge(json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status}))
+}
+
+/// An operation of a JSON patch (RFC 6902): the patch fails unless `path` has this value.
+fn test(path: &[&str], value: Value) -> PatchOperation {
+    PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
+}
+
+/// An operation of a JSON patch: sets `path` to this value.
+fn add(path: &[&str], value: Value) -> PatchOperation {
+    PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
+}
+
+/// Whether this very object is still in the store. The failures of one that was deleted meanwhile are not remembered, since
+/// nothing would make them forgotten.
+fn is_there<K: Resource<DynamicType = ()> + Clone>(store: &Store<K>, object: &K) -> bool {
+    store.get(&ObjectRef::from_obj(object)).is_some_and(|known| known.meta().uid == object.meta().uid)
 }
 
 /// Runs one request with a bound on its time. `what` names it for people: "create Secret x".

@@ -68,7 +68,7 @@ impl Refusal {
         match self {
             Self::Immutable => {
                 "a Secret with immutable: true can't be changed: create it again from a copy without that field, \
-                 which needs the right to restore keys, or delete it and set spec.rotation.requestedAt to mint a new value"
+                 which needs the right to restore keys, or delete it and set spec.rotation.requestedAt to the current time to mint a new value"
             }
             Self::Owner => {
                 "the API server runs OwnerReferencesPermissionEnforcement: set rbac.ownerReferencesPermissionEnforcement \

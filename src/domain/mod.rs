@@ -11,6 +11,7 @@ pub mod duration;
 mod escalation;
 pub mod export;
 pub mod gates;
+pub mod hex;
 pub mod key;
 pub mod legacy;
 pub mod lifecycle;

@@ -97,6 +97,13 @@ impl Subject {
         }
     }
 
+    /// Whether both name the same namespace, Secret and ApiKey.
+    #[must_use]
+    pub fn has_names_of(&self, other: &Self) -> bool {
+        let names = |subject: &Self| (subject.namespace.clone(), subject.secret.clone(), subject.api_key.clone());
+        names(self) == names(other)
+    }
+
     /// Whether both are about the same names, type and people. The uid may differ: a restore gives the ApiKey a new one.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {

@@ -236,10 +236,8 @@ impl Index {
     /// The other ApiKeys that claim the Secret that `key` names: they may have their turn when it goes.
     #[must_use]
     pub fn others_like(&self, namespace: &str, key: &ApiKey) -> Vec<String> {
-        let claims = read(&self.claims);
-        let rivals = claims.by_secret.get(&(namespace.to_owned(), secret_ref(key).name));
         let own = key.name_any();
-        rivals.into_iter().flatten().map(|c| c.name.clone()).filter(|name| *name != own).collect()
+        self.claimants(namespace, &secret_ref(key).name).into_iter().filter(|name| *name != own).collect()
     }
 
     /// The ApiKeys that claim a Secret, nearly always one or none.

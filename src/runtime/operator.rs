@@ -356,32 +356,32 @@ async fn feed_keys(
     let mut events = std::pin::pin!(feed::watch::<ApiKey>(client, feed::compact_key));
     let store = writer.as_reader();
     while let Some(event) = events.next().await {
-        // A last use that was written is no news for the export, nor for who reports on policies.
-        let is_news = match &event {
-            Event::Apply(key) => store.get(&reference(key)).is_none_or(|known| !is_same(&known, key)),
-            _ => true,
-        };
-        context.index.apply_key(&event);
         let before = match &event {
             Event::Apply(key) | Event::Delete(key) => store.get(&reference(key)),
             _ => None,
         };
+        context.index.apply_key(&event);
         writer.apply_watcher_event(&event);
         match &event {
             Event::Apply(key) => context.index.digests.replace(before.as_deref(), Some(key)),
-            Event::Delete(_) => context.index.digests.replace(before.as_deref(), None),
-            _ => {}
+            Event::Delete(key) => {
+                context.index.digests.replace(before.as_deref(), None);
+                api_key::forget(key, &context);
+            }
+            Event::InitDone => {
+                let keys = store.state();
+                context.index.digests.reset(keys.iter().map(AsRef::as_ref));
+                api_key::retain(&keys, &context);
+            }
+            Event::Init | Event::InitApply(_) => {}
         }
-        if matches!(event, Event::InitDone) {
-            context.index.digests.reset(store.state().iter().map(AsRef::as_ref));
-        }
+        // A last use that was written is no news for the export, nor for the reports on policies.
+        let is_news = match (&event, &before) {
+            (Event::Apply(key), Some(before)) => !is_same(before, key),
+            _ => true,
+        };
         for changed in changed.iter().filter(|_| is_news) {
             changed.notify_one();
-        }
-        match &event {
-            Event::Delete(key) => api_key::forget(key, &context),
-            Event::InitDone => api_key::retain(&writer.as_reader().state(), &context),
-            _ => {}
         }
         if !*leader.borrow() {
             continue;

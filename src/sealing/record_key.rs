@@ -1,12 +1,11 @@
 //! One key that authenticates records.
 
-use std::fmt::Write;
-
 use rand::{TryRng, rngs::SysRng};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::SealError;
+use crate::domain::hex;
 
 /// What is authenticated begins with this, so that a code is for a record and for nothing else.
 const PURPOSE: &[u8] = b"keywright.dev/record/v1\0";
@@ -28,12 +27,12 @@ impl RecordKey {
     }
 
     fn of(bytes: &[u8; 32]) -> Self {
-        Self { text: hex(bytes).into(), key: hmac::Key::new(hmac::HMAC_SHA256, bytes) }
+        Self { text: hex::encode(bytes).into(), key: hmac::Key::new(hmac::HMAC_SHA256, bytes) }
     }
 
     /// Reads 64 hex digits.
     pub(super) fn parse(text: &str) -> Result<Self, SealError> {
-        let mut bytes = unhex(text).ok_or(SealError::RecordKeys)?;
+        let mut bytes = hex::decode(text).ok_or(SealError::RecordKeys)?;
         let key = Self::of(&bytes);
         bytes.fill(0);
         Ok(key)
@@ -49,29 +48,12 @@ impl RecordKey {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(PURPOSE);
         context.update(record.as_bytes());
-        hex(context.sign().as_ref())
+        hex::encode(context.sign().as_ref())
     }
 
     /// Whether a code is that of a record's text. The comparison takes the same time wherever they differ.
     pub(super) fn verifies(&self, record: &str, mac: &str) -> bool {
-        unhex(mac).is_some_and(|mac| hmac::verify(&self.key, &[PURPOSE, record.as_bytes()].concat(), &mac).is_ok())
+        hex::decode(mac)
+            .is_some_and(|mac| hmac::verify(&self.key, &[PURPOSE, record.as_bytes()].concat(), &mac).is_ok())
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }

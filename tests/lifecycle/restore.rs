@@ -108,6 +108,27 @@ async fn a_restored_secret_whose_owner_is_no_more_is_adopted() {
     assert_eq!(Some(&owners[0].uid), key.metadata.uid.as_ref());
 }
 
+/// The right to restore ApiKeys holds in one namespace. It makes no value of another one work there.
+#[tokio::test]
+async fn a_secret_of_another_namespace_is_not_accepted() {
+    let (victim, team) = (Team::new().await, Team::new().await);
+    let (before, secret, value) = rotated(&victim, "copied").await;
+    victim.delete("copied").await;
+    let mut copy = backup(&secret);
+    copy.metadata.owner_references = None;
+    copy.metadata.namespace = None;
+    team.secrets.create(&PostParams::default(), &copy).await.unwrap();
+    let mut key = backup_of(&before);
+    key.metadata.namespace = None;
+    let accept = ("keywright.dev/accept-secret".to_owned(), format!("sha256:{}", sha256(&value)));
+    key.metadata.annotations.get_or_insert_default().extend([accept]);
+    team.keys.create(&PostParams::default(), &key).await.unwrap();
+    let key = team.until("copied", "refused", |key| reason(key) == "SecretNotAuthentic").await;
+    assert!(tokens(&key).is_empty());
+    let message = &condition(&key, "Ready").unwrap().message;
+    assert!(message.contains("another name or namespace"), "{message}");
+}
+
 /// S4: a Secret is adopted for what it proves, and not for what it looks like.
 #[tokio::test]
 async fn a_restored_secret_that_proves_nothing_is_left_alone() {

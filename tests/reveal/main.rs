@@ -463,6 +463,31 @@ async fn one_time_reveal_gives_the_value_once() {
     stage.nothing_leaked(&[value, second]);
 }
 
+/// The administrator puts the Secret back, as a user with write access to Secrets can where the admission policies are
+/// disabled.
+#[tokio::test]
+async fn a_secret_that_is_put_back_before_the_answer_gives_no_second_one() {
+    let stage = Stage::enter(&[]).await;
+    stage.settings(json!({"oneTimeReveal": true})).await;
+    let key = stage.minted("once", &team()).await;
+    let mut before = stage.secret("once").await;
+    let planned = stage.proxy.inject(1, stage.answers(), Fault::Delay(Duration::from_secs(10)));
+    let identity = Identity::generate();
+    let first = stage.ask("once", None, &identity.to_public().to_string()).await;
+    eventually("the value is taken, and the answer is on its way", PATIENCE, async || {
+        ensure!(planned.struck() == 1, "not yet");
+        Ok(())
+    })
+    .await;
+    before.metadata.resource_version = None;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), &stage.namespace);
+    secrets.replace("once-secret", &PostParams::default(), &before).await.expect("the Secret is put back");
+    assert_eq!(reason(&stage.reveal("once", None).await), "AlreadyRevealed");
+    let value = open(&stage.answered(&first).await, &identity).unwrap();
+    assert_eq!(sha256(&value), status(&key).tokens[0].sha256);
+    assert_eq!(reason(&stage.reveal("once", None).await), "AlreadyRevealed");
+}
+
 #[tokio::test]
 async fn workloads_get_a_plain_copy_if_the_settings_allow_it() {
     let stage = Stage::enter(&[]).await;

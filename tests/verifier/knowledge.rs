@@ -37,6 +37,14 @@ async fn two_keys(verifier: &Verifier) -> (Team, String, String) {
     (team, stays, goes)
 }
 
+/// A verifier behind a proxy that lets a value pass, and nothing that it has not heard of for a minute.
+async fn bounded(value: &str) -> (Proxy, Verifier) {
+    let proxy = Proxy::start(support::shared().await.plane).unwrap();
+    let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
+    until(&verifier, "permission=none", value, 200, PATIENCE).await;
+    (proxy, verifier)
+}
+
 /// B2, "fail open": an empty index lets nobody pass, and neither does one without a catalogue.
 #[tokio::test]
 async fn nobody_passes_before_every_key_and_every_catalogue_is_known() {
@@ -113,13 +121,10 @@ async fn what_went_while_the_watch_could_not_go_on_is_forgotten_by_a_new_list() 
 /// alike, and are not.
 #[tokio::test]
 async fn without_the_api_server_the_last_state_is_served_for_a_bounded_time() {
-    let plane = support::shared().await.plane;
     let team = Team::new().await;
     let value = team.mint("k", &reader()).await;
     let dead = async |fault: Fault| {
-        let proxy = Proxy::start(plane).unwrap();
-        let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
-        until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+        let (proxy, verifier) = bounded(&value).await;
         let down = proxy.inject_times(1, usize::MAX, |_| true, fault);
         proxy.cut_watches();
         let since = Instant::now();
@@ -146,12 +151,9 @@ async fn without_the_api_server_the_last_state_is_served_for_a_bounded_time() {
 /// ever.
 #[tokio::test]
 async fn a_list_that_never_ends_makes_what_is_known_old() {
-    let plane = support::shared().await.plane;
     let team = Team::new().await;
     let value = team.mint("k", &reader()).await;
-    let proxy = Proxy::start(plane).unwrap();
-    let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
-    until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+    let (proxy, verifier) = bounded(&value).await;
     let is_keys = |record: &Record| record.path.ends_with("/apikeys");
     proxy.inject(1, move |record| record.is_watch() && is_keys(record), Fault::Expire);
     let refused = proxy.inject_times(1, usize::MAX, |record| is_list(record, "/apikeys"), Fault::Refuse(500));
@@ -166,12 +168,9 @@ async fn a_list_that_never_ends_makes_what_is_known_old() {
 /// An API server that grants each watch with 200 and then says that it can't serve it tells no news, however often it does.
 #[tokio::test]
 async fn watches_that_are_granted_and_hold_an_error_make_what_is_known_old() {
-    let plane = support::shared().await.plane;
     let team = Team::new().await;
     let value = team.mint("k", &reader()).await;
-    let proxy = Proxy::start(plane).unwrap();
-    let verifier = start(options(&proxy, &["--max-staleness=1m"])).await.unwrap();
-    until(&verifier, "permission=none", &value, 200, PATIENCE).await;
+    let (proxy, verifier) = bounded(&value).await;
     let is_watch = |record: &Record| record.is_watch() && record.path.ends_with("/apikeys");
     let errors = proxy.inject_times(1, usize::MAX, is_watch, Fault::ErrorEvent(500));
     proxy.cut_watches();

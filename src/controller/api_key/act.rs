@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
     ByteString,
     api::core::v1::Secret,
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use super::observe::MANAGED_BY;
 use crate::{
     api::{ApiKey, SecuritySettings},
-    controller::{RequestError, patch_params, post_params, request},
+    controller::{RequestError, add, patch_params, post_params, request, test},
     domain::{
         key::Key,
         lifecycle::{Held, Step},
@@ -233,14 +232,10 @@ async fn insist(
     record: Record,
 ) -> Result<Acted, RequestError> {
     let name = secret_ref(key).name;
-    let place = |annotation: &str| PointerBuf::from_tokens(["metadata", "annotations", annotation]);
-    let add = |path, value| PatchOperation::Add(AddOperation { path, value });
-    let mut operations =
-        vec![PatchOperation::Test(TestOperation { path: place(record::MAC_ANNOTATION), value: json!(mac) })];
-    for (annotation, text) in written(sealing, &record).await? {
-        operations.push(add(place(&annotation), json!(text)));
-    }
-    operations.push(add(PointerBuf::from_tokens(["data"]), json!(data)));
+    let place = |annotation| ["metadata", "annotations", annotation];
+    let mut operations = vec![test(&place(record::MAC_ANNOTATION), json!(mac))];
+    operations.extend(written(sealing, &record).await?.iter().map(|(name, text)| add(&place(name), json!(text))));
+    operations.push(add(&["data"], json!(data)));
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
     let mut secret = request(&format!("update Secret {name}"), secrets.patch(&name, &patch_params(), &patch)).await?;

@@ -317,15 +317,10 @@ impl Cluster {
 
     fn claim(&self, key: &ApiKey, observed: Observed) -> Observed {
         let Observed::Ours(held) = &observed else { return observed };
-        let known = |sha256: &str| key.status.iter().flat_map(|s| &s.tokens).any(|token| token.sha256 == sha256);
-        let digest = Digest::parse(&held.record.current.sha256);
-        let taken = digest
-            .filter(|_| !known(&held.record.current.sha256))
-            .is_some_and(|digest| self.digests.accept(digest, key, &self.store.as_reader()).is_err());
-        if !taken {
-            return observed;
+        match super::taken(key, &held.record, &self.digests, &self.store.as_reader()) {
+            None => observed,
+            Some(_) => Observed::Foreign { reason: super::DIGEST_IN_USE, why: String::new(), passing: false },
         }
-        Observed::Foreign { reason: "DigestInUse", why: String::new(), passing: false }
     }
 
     /// Writes what a step asks for, as `act` does.

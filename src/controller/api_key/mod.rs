@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, ResourceExt,
@@ -28,9 +27,12 @@ use rand::{TryRng, rngs::SysRng};
 use serde_json::json;
 
 use self::act::{Acted, Manner};
-use super::{RequestError, backoff::Backoff, events::Events, key_reveal::orphan, request, status_patch};
+use super::{
+    RequestError, add, backoff::Backoff, events::Events, is_there, key_reveal::orphan, patch_params, request,
+    status_patch, test,
+};
 use crate::{
-    api::ApiKey,
+    api::{ApiKey, ApiKeyStatus},
     domain::{
         gates::KnownPolicy,
         key::Digest,
@@ -39,7 +41,7 @@ use crate::{
         status::{self, Facts, Note},
         validate,
     },
-    index::Index,
+    index::{Index, digests::Digests},
     runtime::{
         clock::Clock,
         metrics::{Metrics, Outcome},
@@ -199,11 +201,10 @@ pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action
 /// What to do after a failure.
 #[must_use]
 pub fn retry(key: &ApiKey, error: &RequestError, context: &Context) -> Action {
-    let uid = key.uid().unwrap_or_default();
-    if context.keys.get(&ObjectRef::from_obj(key)).is_none_or(|known| known.uid().as_deref() != Some(&uid)) {
-        // It was deleted meanwhile, and nobody would forget its failures.
+    if !is_there(&context.keys, key) {
         return Action::await_change();
     }
+    let uid = key.uid().unwrap_or_default();
     let wait = if error.is_permanent() { context.backoff.blocked(&uid) } else { context.backoff.failed(&uid) };
     tracing::warn!(namespace = key.namespace(), name = key.name_any(), %error, retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
@@ -315,7 +316,7 @@ async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
 /// ApiKeys are told in an Event.
 fn claim(key: &ApiKey, namespace: &str, observed: Observed, context: &Context) -> Observed {
     let taken = match &observed {
-        Observed::Ours(held) => taken(key, &held.record, context),
+        Observed::Ours(held) => taken(key, &held.record, &context.index.digests, &context.keys),
         _ => None,
     };
     let Some((id, other)) = taken else { return observed };
@@ -336,7 +337,12 @@ fn claim(key: &ApiKey, namespace: &str, observed: Observed, context: &Context) -
 }
 
 /// The id of a value in a record that is new to a key and that another ApiKey has, and that ApiKey.
-fn taken(key: &ApiKey, record: &Record, context: &Context) -> Option<(String, Option<ObjectRef<ApiKey>>)> {
+fn taken(
+    key: &ApiKey,
+    record: &Record,
+    digests: &Digests,
+    keys: &Store<ApiKey>,
+) -> Option<(String, Option<ObjectRef<ApiKey>>)> {
     let is_new = |entry: &&Entry| {
         let mut known = key.status.iter().flat_map(|status| &status.tokens);
         known.all(|token| token.sha256 != entry.sha256)
@@ -344,7 +350,7 @@ fn taken(key: &ApiKey, record: &Record, context: &Context) -> Option<(String, Op
     let entries = std::iter::once(&record.current).chain(record.previous.as_ref().map(|previous| &previous.entry));
     entries.filter(is_new).find_map(|entry| {
         let digest = Digest::parse(&entry.sha256)?;
-        context.index.digests.accept(digest, key, &context.keys).err().map(|other| (entry.id(), other))
+        digests.accept(digest, key, keys).err().map(|other| (entry.id(), other))
     })
 }
 
@@ -362,32 +368,31 @@ fn policy_of(key: &ApiKey, namespace: &str, context: &Context) -> Option<Arc<Kno
 }
 
 /// Writes the status over whatever else changed in the object, such as its labels: those must not hold up a revocation. It
-/// gives way to another spec and to another writer of digests. False if it did.
-async fn insist(key: &ApiKey, keys: &Api<ApiKey>, status: &crate::api::ApiKeyStatus) -> Result<bool, RequestError> {
+/// gives way to another spec, and to another writer of digests or of who saw the value. False if it did.
+async fn insist(key: &ApiKey, keys: &Api<ApiKey>, status: &ApiKeyStatus) -> Result<bool, RequestError> {
     let name = key.name_any();
     let Some(now) = request(&format!("get ApiKey {name}"), keys.get_opt(&name)).await? else { return Ok(false) };
-    let tokens = |key: &ApiKey| key.status.as_ref().map(|status| status.tokens.clone());
+    let known = |key: &ApiKey| key.status.as_ref().map(|status| (status.tokens.clone(), status.reveal.clone()));
     if now.metadata.uid != key.metadata.uid
         || now.metadata.generation != key.metadata.generation
-        || tokens(&now) != tokens(key)
+        || known(&now) != known(key)
     {
         return Ok(false);
     }
     // Somebody else writes the last use, and it may be later by now.
     let last_used_at = now.status.as_ref().and_then(|status| status.last_used_at.clone());
-    let status = json!(crate::api::ApiKeyStatus { last_used_at, ..status.clone() });
-    let test = |path: &[&str], value| {
-        PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
-    };
+    let status = json!(ApiKeyStatus { last_used_at, ..status.clone() });
     let mut operations = vec![
         test(&["metadata", "uid"], json!(key.metadata.uid)),
         test(&["metadata", "generation"], json!(key.metadata.generation)),
     ];
-    let known = now.status.as_ref().map(|status| json!(status.tokens)).filter(|tokens| *tokens != json!([]));
-    operations.extend(known.map(|tokens| test(&["status", "tokens"], tokens)));
-    operations.push(PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(["status"]), value: status }));
+    let known = known(&now).filter(|(tokens, _)| !tokens.is_empty());
+    operations.extend(known.iter().map(|(tokens, _)| test(&["status", "tokens"], json!(tokens))));
+    let reveal = known.and_then(|(_, reveal)| reveal);
+    operations.extend(reveal.map(|reveal| test(&["status", "reveal"], json!(reveal))));
+    operations.push(add(&["status"], status));
     let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
-    match request("update status", keys.patch_status(&name, &super::patch_params(), &patch)).await {
+    match request("update status", keys.patch_status(&name, &patch_params(), &patch)).await {
         Ok(_) => Ok(true),
         Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
         Err(error) => Err(error),
@@ -398,7 +403,7 @@ async fn insist(key: &ApiKey, keys: &Api<ApiKey>, status: &crate::api::ApiKeySta
 async fn report(
     key: &ApiKey,
     namespace: &str,
-    status: crate::api::ApiKeyStatus,
+    status: ApiKeyStatus,
     minted: bool,
     context: &Context,
 ) -> Result<bool, RequestError> {
@@ -409,7 +414,7 @@ async fn report(
     let notes = status::notes(key.status.as_ref(), &status, minted);
     let keys: Api<ApiKey> = Api::namespaced(context.client.clone(), namespace);
     let patch = status_patch(key, key.status.as_ref(), &status);
-    match request("update status", keys.patch_status(&name, &super::patch_params(), &patch)).await {
+    match request("update status", keys.patch_status(&name, &patch_params(), &patch)).await {
         Ok(_) => {}
         Err(error) if error.is(Status::is_not_found) => return Ok(false),
         Err(error) if error.is(Status::is_conflict) => {

@@ -50,19 +50,6 @@ pub struct Found {
 ///
 /// # Errors
 /// If the API server can't be asked, or the sealing keys can't be read.
-pub async fn observe(
-    client: &Client,
-    sealing: &Keeper,
-    namespace: &str,
-    key: &ApiKey,
-) -> Result<Observed, RequestError> {
-    find(client, sealing, namespace, key).await.map(|found| found.observed)
-}
-
-/// [`observe`], and what is in the Secret.
-///
-/// # Errors
-/// See [`observe`].
 pub async fn find(client: &Client, sealing: &Keeper, namespace: &str, key: &ApiKey) -> Result<Found, RequestError> {
     let name = secret_ref(key).name;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
@@ -214,10 +201,14 @@ impl Case<'_> {
 
     /// The record in the Secret, if the operator wrote it for this key, or for an earlier ApiKey of this name.
     fn authentic(&self) -> Option<Record> {
+        self.signed().filter(|record| record.subject.is_same_place(&self.subject))
+    }
+
+    /// The record in the Secret, if the operator wrote it, for whichever key.
+    fn signed(&self) -> Option<Record> {
         let text = self.secret.annotations().get(record::ANNOTATION)?;
         let mac = self.secret.annotations().get(record::MAC_ANNOTATION)?;
-        let record: Record = self.trust.ring.is_authentic(text, mac).then(|| serde_json::from_str(text).ok())??;
-        record.subject.is_same_place(&self.subject).then_some(record)
+        self.trust.ring.is_authentic(text, mac).then(|| serde_json::from_str(text).ok())?
     }
 
     /// The status knows a value. It is right, unless the record is of a later value of this very ApiKey.
@@ -257,6 +248,14 @@ impl Case<'_> {
         let accepted =
             self.key.annotations().get(ACCEPT_SECRET_ANNOTATION).and_then(|text| text.strip_prefix("sha256:"));
         let Some(record) = authentic else {
+            // The right to restore ApiKeys in one namespace makes no value of another namespace work there.
+            if self.signed().is_some_and(|record| !record.subject.has_names_of(&self.subject)) {
+                return Err(Disbelief {
+                    reason: NOT_AUTHENTIC,
+                    why: "the operator wrote it for an ApiKey of another name or namespace, and a value belongs to one \
+                     ApiKey: delete the Secret to have a new value minted",
+                });
+            }
             let why = "its record was not written by this operator for this ApiKey, or the sealing keys of the operator that \
                        wrote it are missing: restore the sealing keys, or have a user with the right to restore ApiKeys run \
                        kubectl keywright accept, or delete the Secret to have a new value minted";
@@ -531,9 +530,14 @@ mod tests {
         let mut elsewhere = named("k", "u2", KeyType::Team);
         elsewhere.metadata.namespace = Some("bank".to_owned());
         for other in [named("other", "u2", KeyType::Team), named("k", "u2", KeyType::SendYourData), elsewhere] {
-            let secret = mint(&other, 1, None).secret(&ring);
-            let key = annotated(&key(KeyType::Team), RESTORED_BY_ANNOTATION, "velero");
-            assert_eq!(verdict(secret, &key, &ring, true), Err(NOT_AUTHENTIC), "{:?}", other.metadata);
+            let minted = mint(&other, 1, None);
+            let restored = annotated(&key(KeyType::Team), RESTORED_BY_ANNOTATION, "velero");
+            let sha256 = format!("sha256:{}", minted.record.current.sha256);
+            let accepted = annotated(&restored, ACCEPT_SECRET_ANNOTATION, &sha256);
+            for key in [restored, accepted] {
+                let answer = verdict(minted.secret(&ring), &key, &ring, true);
+                assert_eq!(answer, Err(NOT_AUTHENTIC), "{:?}", other.metadata);
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! Answers requests to see a value.
 //!
 //! Each request is judged by the gates of [`crate::domain::gates`], and granted ones are answered encrypted to the
-//! requester alone. A value that may be seen once is given in three writes, see [`act::take`]: its Secret, the answer,
-//! its Secret again. After a crash between any two of them the same request finds its claim and goes on; every other
-//! request is told who was first. If the request is deleted before the third, the answer is removed all the same: by the
+//! requester alone. A value that may be seen once is given in four writes: its Secret ([`act::take`]), the status of
+//! the key, the answer, its Secret again ([`act::clear`]). After a crash between any two of them the same request finds its claim and goes on; every other
+//! request is told who was first. If the request is deleted before the last, the answer is removed all the same: by the
 //! sweeper below, or, where the deletion was missed, by whoever finds it ([`orphan`]).
 
 pub mod act;
@@ -15,7 +15,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, Patch, Preconditions},
     core::Status,
     runtime::{
         applier,
@@ -24,14 +24,15 @@ use kube::{
         watcher::Event,
     },
 };
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    RequestError, api_key,
+    RequestError, add, api_key,
     api_key::observe::{self, Found},
     backoff::Backoff,
-    patch_params, request, status_patch,
+    is_there, patch_params, request, status_patch, test,
 };
 use crate::{
     access::{self, Cluster},
@@ -40,7 +41,7 @@ use crate::{
         gates::{self, Situation},
         lifecycle::{Held, Observed, Schedule},
         policy::Person,
-        record::Claim,
+        record::{Claim, Sealed},
         status::{Note, merge_condition},
     },
     index::feed,
@@ -172,14 +173,11 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let answering = applier(
         |reveal, context| reconcile(reveal, context).boxed(),
         move |reveal: Arc<KeyReveal>, error: &RequestError, context: Arc<Context>| {
-            let uid = reveal.uid().unwrap_or_default();
-            let (namespace, name) = (reveal.namespace(), reveal.name_any());
-            // One that was deleted meanwhile is not remembered: nothing would make it forgotten.
-            let reference = ObjectRef::new(&name).within(namespace.as_deref().unwrap_or_default());
-            if live.get(&reference).is_none_or(|live| live.uid() != reveal.uid()) {
+            if !is_there(&live, &*reveal) {
                 return Action::await_change();
             }
-            let wait = context.backoff.failed(&uid);
+            let (namespace, name) = (reveal.namespace(), reveal.name_any());
+            let wait = context.backoff.failed(&reveal.uid().unwrap_or_default());
             tracing::warn!(namespace, name, %error, retry_in = ?wait, "a request to see a value could not be answered");
             Action::requeue(wait)
         },
@@ -359,7 +357,7 @@ async fn answer(
             Observed::Ours(held) => held.clone(),
             _ => {
                 let message = format!(
-                    "the Secret of ApiKey {name} is gone: bring it back, or change spec.rotation.requestedAt to mint a new value"
+                    "the Secret of ApiKey {name} is gone: bring it back, or set spec.rotation.requestedAt to the current time to mint a new value"
                 );
                 return Ok(denied("SecretLost", message));
             }
@@ -388,17 +386,18 @@ async fn attempt(
     let once = held.record.sealed.as_ref().is_some_and(|sealed| sealed.mode == RevealMode::OneTime);
     if let Some(sealed) = &held.record.sealed {
         if sealed.erased_at.is_some() {
-            let message = "the value was erased, since nobody revealed it in time: change spec.rotation.requestedAt to mint a new one";
+            let message = "the value was erased, since nobody revealed it in time: set spec.rotation.requestedAt to the current time to mint a new one";
             return Ok(Some(denied("ValueErased", message)));
         }
         if let (true, Some(claim)) = (once, &sealed.claim) {
             let own = claim.uid == uid && !uid.is_empty();
             return Ok(Some(match found.claimed.filter(|_| own) {
+                Some(_) if !remember(key, sealed, claim, namespace, context).await? => Outcome::Wait,
                 Some(ciphertext) => Outcome::Granted { ciphertext, id, one_time: true },
                 None => denied(
                     "AlreadyRevealed",
                     format!(
-                        "the value was revealed to {} at {} and can be revealed once: change spec.rotation.requestedAt to mint a new one",
+                        "the value was revealed to {} at {} and can be revealed once: set spec.rotation.requestedAt to the current time to mint a new one",
                         claim.by, claim.at
                     ),
                 ),
@@ -406,8 +405,7 @@ async fn attempt(
         }
     }
     let Some(value) = found.value.filter(|value| value.digest().to_string() == held.record.current.sha256) else {
-        let message =
-            "the Secret no longer holds the value that was minted: change spec.rotation.requestedAt to mint a new one";
+        let message = "the Secret no longer holds the value that was minted: set spec.rotation.requestedAt to the current time to mint a new one";
         return Ok(Some(denied("SecretValueChanged", message)));
     };
     let ciphertext = match sealing::encrypt_to(&reveal.spec.recipient, value.expose().as_bytes()) {
@@ -416,13 +414,49 @@ async fn attempt(
     };
     let claim = Claim { uid, by: who.username.clone(), at: context.keys.clock.now() };
     let done = match &held.record.sealed {
-        Some(_) if once => act::take(client, &context.keys.sealing, namespace, key, held, claim, &ciphertext).await?,
+        Some(sealed) if once => {
+            let sealing = &context.keys.sealing;
+            let taken = act::take(client, sealing, namespace, key, held, claim.clone(), &ciphertext).await?;
+            if taken && !remember(key, sealed, &claim, namespace, context).await? {
+                return Ok(Some(Outcome::Wait));
+            }
+            taken
+        }
         Some(sealed) if sealed.claim.is_none() => {
             act::note(client, &context.keys.sealing, namespace, key, held, claim).await?
         }
         _ => true,
     };
     Ok(done.then_some(Outcome::Granted { ciphertext, id, one_time: once }))
+}
+
+/// Writes the claim of a one-time value to the status of its key, before the request gets the answer. Users with write
+/// access to Secrets can put the Secret back as it was before the claim where the chart's admission policies are
+/// disabled; they can't change the status. False if the status of the key changed meanwhile.
+async fn remember(
+    key: &ApiKey,
+    sealed: &Sealed,
+    claim: &Claim,
+    namespace: &str,
+    context: &Context,
+) -> Result<bool, RequestError> {
+    let Some(status) = &key.status else { return Ok(false) };
+    let reveal = Sealed { claim: Some(claim.clone()), ..sealed.clone() }.reveal();
+    if status.reveal.as_ref() == Some(&reveal) {
+        return Ok(true);
+    }
+    let keys: Api<ApiKey> = Api::namespaced(context.keys.client.clone(), namespace);
+    let operations = vec![
+        test(&["metadata", "uid"], json!(key.metadata.uid)),
+        test(&["status", "tokens"], json!(status.tokens)),
+        add(&["status", "reveal"], json!(reveal)),
+    ];
+    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
+    match request("update status", keys.patch_status(&key.name_any(), &patch_params(), &patch)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the answer of a request out of the Secret of a key, now that the request has it or is gone.
@@ -477,8 +511,8 @@ async fn report(
             let by = about.map(|(_, who)| who.username.as_str()).unwrap_or_default();
             taken = one_time.then(|| {
                 format!(
-                    "{id} was taken by {by}, whose KeyReveal {name} was deleted before it was answered: change \
-                     spec.rotation.requestedAt to mint a new value"
+                    "{id} was taken by {by}, whose KeyReveal {name} was deleted before it was answered: set \
+                     spec.rotation.requestedAt to the current time to mint a new value"
                 )
             });
             note = Some(format!("{id} was revealed to {by} by KeyReveal {name}"));
