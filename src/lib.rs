@@ -1,38 +1,57 @@
 //! API keys as Kubernetes resources: declared in Git, checked at admission, minted in the cluster, written to a
-//! Secret once, known by digest afterwards.
+//! Secret once, and verified at gateways by digest.
 //!
-//! # The map of the house
+//! # Map of the source tree
 //!
-//! | module | what it is |
-//! | --- | --- |
-//! | [`api`] | the custom resources: types, CEL rules and the texts of `kubectl explain`; no logic |
-//! | [`domain`] | the rules, pure: key format, catalogue, validation, lifecycle, status; no client, runtime or clock |
-//! | [`index`] | watch events to in-memory knowledge, on every replica |
-//! | [`access`] | who is asking: SubjectAccessReviews, remembered for seconds |
-//! | [`controller`] | one folder a kind: observe, decide (that is `domain`), act, report; on the leader |
-//! | [`sealing`] | values encrypted at rest, and answers encrypted to a person; on the leader |
-//! | [`admission`] | the validating webhook: thin, calls the same rules; on every replica |
-//! | [`verify`] | `keywright verifier`: whether a request may pass, for Envoy, nginx, Caddy, Traefik and RFC 7662 |
-//! | [`certs`] | the webhook's own CA, its certificates and the verifier's, or files from cert-manager |
-//! | [`cli`] | `kubectl keywright`, with the rights of whoever runs it; no part of the operator |
-//! | [`runtime`] | arguments, wiring, listeners, election, readiness, shutdown, telemetry, metrics, the clock |
+//! | module | content | runs on |
+//! | --- | --- | --- |
+//! | [`api`] | the custom resources: types, CEL rules and the texts of `kubectl explain`; no logic | |
+//! | [`domain`] | the rules, as pure functions: key format, catalog, validation, authorization, lifecycle, status | |
+//! | [`index`] | the in-memory state, built from watch events | every replica |
+//! | [`access`] | SubjectAccessReviews, a cache of granted rights, the ClusterRoles of a catalog | every replica |
+//! | [`admission`] | the webhooks: limits, creators, checks by `domain`, notices of Secret writes | every replica |
+//! | [`controller`] | one module for each kind: observe, decide (`domain`), act, report | the leader |
+//! | [`sealing`] | sealed values, answers to KeyReveals, authentication of records | the leader |
+//! | [`certs`] | the CA and the certificates of webhook and verifier, or files from cert-manager | every replica |
+//! | [`verify`] | `keywright verifier`: decisions for Envoy, nginx, Caddy, Traefik and RFC 7662 | the verifier |
+//! | [`net`] | HTTP servers with limits on connections and request bodies | every replica, the verifier |
+//! | [`telemetry`] | logs, traces and metrics | every replica, the verifier |
+//! | [`clock`] | the only place that reads the time | |
+//! | [`runtime`] | arguments, wiring, election, health, supervision of tasks; no other module imports it | |
+//! | [`cli`] | `kubectl keywright`, with the rights of its user | the user's machine |
 //!
-//! # The way of the data
+//! # Data flow
 //!
-//! kubectl, Argo CD or Helm → API server → CEL in the CRD → webhook → etcd → watch → index → decision. Only
-//! `controller::*::{act, report}` and `certs` write, and people through [`cli`]. The life of a key is one step at a time:
-//! [`domain::lifecycle::step`] says which write comes next, and [`controller::api_key`] carries it out.
+//! kubectl, Argo CD or Helm → API server → CEL rules of the CRD → webhook → etcd → watch → [`index`] → decision.
+//! [`domain::lifecycle::step`] decides the next write for a key, and [`controller::api_key`] performs it. Only
+//! [`controller`], [`certs`], the leader election, the key store of [`sealing`] and `last_used` of [`verify`] write to
+//! the cluster, and [`cli`] for its user. ARCHITECTURE.md describes the flow in detail.
 
 pub mod access;
+#[cfg(feature = "server")]
 pub mod admission;
 pub mod api;
+#[cfg(feature = "server")]
 pub mod certs;
+#[cfg(feature = "cli")]
 pub mod cli;
+pub mod clock;
+#[cfg(feature = "server")]
 pub mod controller;
 pub mod domain;
+#[cfg(feature = "server")]
 pub mod index;
+#[cfg(feature = "server")]
+pub mod net;
+#[cfg(feature = "server")]
 pub mod runtime;
+#[cfg(feature = "server")]
 pub mod sealing;
+#[cfg(feature = "server")]
+pub mod telemetry;
+#[cfg(all(test, feature = "server"))]
+mod test_support;
+#[cfg(feature = "server")]
 pub mod verify;
 
 /// Compiles the examples of the README.

@@ -1,4 +1,4 @@
-//! Remembers, for a few seconds and a bounded number of rights, that somebody holds a right.
+//! A cache of granted access reviews, bounded in time and number.
 
 use std::{
     collections::HashMap,
@@ -8,60 +8,65 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Review, Reviewer, Unanswered};
+use super::{AccessReview, Reviewer, Unanswered};
 use crate::{api::Requester, domain::rights::Right};
 
-type Question = (Arc<Requester>, Arc<str>, Right);
+type CacheKey = (Arc<Requester>, Arc<str>, Right);
 
-/// A reviewer with a memory. It remembers only what was allowed: a right that was just granted counts at once, and one
-/// that was taken away counts for as long as the memory lasts.
+/// A reviewer that caches the answers of another. It caches only granted rights, so that a new right applies at once; a
+/// revoked right applies until its entry expires.
 #[derive(Debug)]
 pub struct Cached<R> {
     inner: R,
-    lasting: Duration,
-    most: usize,
-    known: Mutex<HashMap<Question, (Review, Instant)>>,
+    ttl: Duration,
+    capacity: usize,
+    entries: Mutex<HashMap<CacheKey, (AccessReview, Instant)>>,
 }
 
 impl<R> Cached<R> {
-    /// Remembers at most `most` answers, each for `lasting`; zero for not at all.
+    /// Caches at most `capacity` answers, each for `ttl`; with a `ttl` of zero, none.
     #[must_use]
-    pub fn new(inner: R, lasting: Duration, most: usize) -> Self {
-        Self { inner, lasting, most, known: Mutex::default() }
+    pub fn new(inner: R, ttl: Duration, capacity: usize) -> Self {
+        Self { inner, ttl, capacity, entries: Mutex::default() }
     }
 
-    fn recall(&self, question: &Question) -> Option<Review> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(question).filter(|(_, until)| Instant::now() < *until).map(|(review, _)| review.clone())
+    fn get(&self, key: &CacheKey) -> Option<AccessReview> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).filter(|(_, expires_at)| Instant::now() < *expires_at).map(|(review, _)| review.clone())
     }
 
-    fn remember(&self, question: Question, review: &Review, asked_at: Instant) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= self.most {
+    fn insert(&self, key: CacheKey, review: &AccessReview, asked_at: Instant) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= self.capacity {
             let now = Instant::now();
-            known.retain(|_, (_, until)| now < *until);
+            entries.retain(|_, (_, expires_at)| now < *expires_at);
         }
-        // Full of what is still good: to ask again is right, to grow is not.
-        if known.len() < self.most {
-            // From when it was asked: the answer may be as old as that.
-            known.insert(question, (review.clone(), asked_at + self.lasting));
+        // A cache that is full of valid entries does not grow: further rights are asked for each time.
+        if entries.len() < self.capacity {
+            // The time counts from the request, since the answer may be that old.
+            entries.insert(key, (review.clone(), asked_at + self.ttl));
         }
     }
 }
 
 impl<R: Reviewer> Reviewer for Cached<R> {
-    async fn review(&self, who: &Arc<Requester>, namespace: &Arc<str>, right: &Right) -> Result<Review, Unanswered> {
-        if self.lasting.is_zero() {
-            return self.inner.review(who, namespace, right).await;
+    async fn review(
+        &self,
+        requester: &Arc<Requester>,
+        namespace: &Arc<str>,
+        right: &Right,
+    ) -> Result<AccessReview, Unanswered> {
+        if self.ttl.is_zero() {
+            return self.inner.review(requester, namespace, right).await;
         }
-        let question = (Arc::clone(who), Arc::clone(namespace), right.clone());
-        if let Some(known) = self.recall(&question) {
-            return Ok(known);
+        let key = (Arc::clone(requester), Arc::clone(namespace), right.clone());
+        if let Some(review) = self.get(&key) {
+            return Ok(review);
         }
         let asked_at = Instant::now();
-        let review = self.inner.review(who, namespace, right).await?;
+        let review = self.inner.review(requester, namespace, right).await?;
         if review.allowed {
-            self.remember(question, &review, asked_at);
+            self.insert(key, &review, asked_at);
         }
         Ok(review)
     }
@@ -73,38 +78,38 @@ mod tests {
 
     use super::*;
 
-    /// Says yes to everything but one name, and counts.
+    /// Grants every permission but `no`, and counts the reviews.
     #[derive(Default)]
-    struct Counting(AtomicUsize);
+    struct CountingReviewer(AtomicUsize);
 
-    impl Reviewer for Counting {
-        async fn review(&self, _: &Arc<Requester>, _: &Arc<str>, right: &Right) -> Result<Review, Unanswered> {
+    impl Reviewer for CountingReviewer {
+        async fn review(&self, _: &Arc<Requester>, _: &Arc<str>, right: &Right) -> Result<AccessReview, Unanswered> {
             self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(Review { allowed: *right != Right::Permission("no".into()), reason: String::new() })
+            Ok(AccessReview { allowed: *right != Right::Permission("no".into()), reason: String::new() })
         }
     }
 
-    async fn ask(cached: &Cached<Counting>, user: &str, name: &str) -> bool {
-        let who = Arc::new(Requester { username: user.to_owned(), ..Requester::default() });
-        cached.review(&who, &"shop".into(), &Right::Permission(name.into())).await.unwrap().allowed
+    async fn ask(cached: &Cached<CountingReviewer>, user: &str, name: &str) -> bool {
+        let requester = Arc::new(Requester { username: user.to_owned(), ..Requester::default() });
+        cached.review(&requester, &"shop".into(), &Right::Permission(name.into())).await.unwrap().allowed
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_never_outlives_its_seconds() {
-        let cached = Cached::new(Counting::default(), Duration::from_secs(5), 10);
+    async fn a_cached_answer_expires_after_the_ttl_although_it_was_read() {
+        let cached = Cached::new(CountingReviewer::default(), Duration::from_secs(5), 10);
         assert!(ask(&cached, "alice", "a").await);
         tokio::time::advance(Duration::from_millis(4999)).await;
         assert!(ask(&cached, "alice", "a").await);
-        assert_eq!(cached.inner.0.load(Ordering::Relaxed), 1, "remembered");
-        // That it was recalled does not make it younger.
+        assert_eq!(cached.inner.0.load(Ordering::Relaxed), 1, "the second answer comes from the cache");
+        // Reading an entry does not extend it.
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(ask(&cached, "alice", "a").await);
-        assert_eq!(cached.inner.0.load(Ordering::Relaxed), 2, "asked again after five seconds");
+        assert_eq!(cached.inner.0.load(Ordering::Relaxed), 2, "the entry expired after five seconds");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_no_is_not_remembered_and_users_are_kept_apart() {
-        let cached = Cached::new(Counting::default(), Duration::from_secs(5), 10);
+    async fn denials_are_not_cached_and_users_do_not_share_entries() {
+        let cached = Cached::new(CountingReviewer::default(), Duration::from_secs(5), 10);
         assert!(!ask(&cached, "alice", "no").await);
         assert!(!ask(&cached, "alice", "no").await);
         assert_eq!(cached.inner.0.load(Ordering::Relaxed), 2);
@@ -114,14 +119,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_does_not_grow_past_its_bound() {
-        let cached = Cached::new(Counting::default(), Duration::from_secs(5), 3);
+    async fn the_cache_does_not_grow_past_its_capacity() {
+        let cached = Cached::new(CountingReviewer::default(), Duration::from_secs(5), 3);
         for name in ["a", "b", "c", "d", "e"] {
             ask(&cached, "alice", name).await;
         }
-        assert_eq!(cached.known.lock().unwrap().len(), 3);
+        assert_eq!(cached.entries.lock().unwrap().len(), 3);
         tokio::time::advance(Duration::from_secs(6)).await;
         ask(&cached, "alice", "f").await;
-        assert_eq!(cached.known.lock().unwrap().len(), 1, "what is over makes room");
+        assert_eq!(cached.entries.lock().unwrap().len(), 1, "expired entries are removed");
     }
 }

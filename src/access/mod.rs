@@ -1,7 +1,7 @@
-//! Who is asking: the cluster's answers to whether somebody holds a right.
+//! Access reviews: whether a user holds a right.
 //!
-//! [`Reviewer`] is the one question; [`Cluster`] asks it by SubjectAccessReview and [`Cached`] remembers the answer
-//! for a few seconds. [`ask`] takes a [`Need`] apart, and stops at the first few rights that are lacking.
+//! A [`Reviewer`] answers for one right: [`ClusterReviewer`] by SubjectAccessReview, [`Cached`] from a cache of granted
+//! rights. [`ask`] answers for a [`Need`] of several rights and stops after the first few missing ones.
 
 mod cache;
 pub mod roles;
@@ -16,7 +16,7 @@ pub use self::cache::Cached;
 use crate::{
     api::{GROUP, Requester},
     domain::{
-        gates::MOST_MISSING,
+        authorization::MAX_MISSING,
         rights::{Need, Right},
     },
 };
@@ -24,48 +24,48 @@ use crate::{
 /// The verb on the virtual resources.
 pub const VERB: &str = "use";
 
-/// What the cluster says of one right.
+/// The answer for one right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Review {
-    /// Whether it is held.
+pub struct AccessReview {
+    /// Whether the user holds the right.
     pub allowed: bool,
-    /// By which binding, in the words of the authorizer.
+    /// The reason that the authorizer gives, which names the binding.
     pub reason: String,
 }
 
-/// Asks whether somebody holds one right in a namespace.
+/// Answers whether a user holds one right in a namespace.
 pub trait Reviewer: Send + Sync {
-    /// One question.
+    /// Reviews one right.
     ///
     /// # Errors
-    /// If the cluster can't be asked. That is a no.
+    /// If the API server does not answer. Callers treat that as a denial.
     fn review(
         &self,
-        who: &Arc<Requester>,
+        requester: &Arc<Requester>,
         namespace: &Arc<str>,
         right: &Right,
-    ) -> impl Future<Output = Result<Review, Unanswered>> + Send;
+    ) -> impl Future<Output = Result<AccessReview, Unanswered>> + Send;
 }
 
-/// The cluster could not be asked.
+/// The API server did not answer the review of a right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("whether {right} is held could not be asked; try again")]
+#[error("the API server could not be asked for {right}: try again")]
 pub struct Unanswered {
-    /// The right.
+    /// The right that was not reviewed.
     pub right: Right,
 }
 
-/// What became of a need.
+/// The answer for a need.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
-    /// Every right that was asked for, and what the cluster said.
-    pub asked: Vec<(Right, Review)>,
+pub struct AccessAnswer {
+    /// Every right that was reviewed, with its answer.
+    pub asked: Vec<(Right, AccessReview)>,
     /// Whether the need is met.
     pub met: bool,
 }
 
-impl Answer {
-    /// The rights that are lacking, as few as say it; of those that were asked for.
+impl AccessAnswer {
+    /// Returns the missing rights among those that were reviewed, as few as explain the denial.
     #[must_use]
     pub fn missing(&self, need: &Need) -> Vec<Right> {
         let held =
@@ -75,62 +75,62 @@ impl Answer {
     }
 }
 
-/// Finds out whether a need is met, and if not, by which rights; by [`MOST_MISSING`] of them at most, after which nothing
-/// more is asked.
+/// Reviews the rights of a need, and stops after [`MAX_MISSING`] missing ones.
 ///
 /// # Errors
-/// If the cluster can't be asked.
+/// If the API server does not answer.
 pub fn ask<'a, R: Reviewer>(
     reviewer: &'a R,
-    who: &'a Arc<Requester>,
+    requester: &'a Arc<Requester>,
     namespace: &'a Arc<str>,
     need: &'a Need,
-) -> BoxFuture<'a, Result<Answer, Unanswered>> {
-    ask_until(reviewer, who, namespace, need, (MOST_MISSING, WIDEST))
+) -> BoxFuture<'a, Result<AccessAnswer, Unanswered>> {
+    ask_until(reviewer, requester, namespace, need, (MAX_MISSING, MAX_CONCURRENT_REVIEWS))
 }
 
-/// How many questions of one need are under way at once, at most.
-const WIDEST: usize = 32;
+/// The maximum number of concurrent reviews for one need.
+const MAX_CONCURRENT_REVIEWS: usize = 32;
 
-/// As [`ask`]; nothing more is asked once `enough` of what has to hold together does not, and at most `widest` questions
-/// are under way at once.
+/// Like [`ask`]; stops once `max_unmet` needs of one [`Need::All`] are not met, and runs at most `max_concurrent`
+/// reviews at a time.
 fn ask_until<'a, R: Reviewer>(
     reviewer: &'a R,
-    who: &'a Arc<Requester>,
+    requester: &'a Arc<Requester>,
     namespace: &'a Arc<str>,
     need: &'a Need,
-    (enough, widest): (usize, usize),
-) -> BoxFuture<'a, Result<Answer, Unanswered>> {
+    (max_unmet, max_concurrent): (usize, usize),
+) -> BoxFuture<'a, Result<AccessAnswer, Unanswered>> {
     async move {
         match need {
             Need::Right(right) => {
-                let review = reviewer.review(who, namespace, right).await?;
-                Ok(Answer { met: review.allowed, asked: vec![(right.clone(), review)] })
+                let review = reviewer.review(requester, namespace, right).await?;
+                Ok(AccessAnswer { met: review.allowed, asked: vec![(right.clone(), review)] })
             }
             Need::All(needs) => {
-                let mut all = Answer { met: true, asked: vec![] };
-                let (mut rest, mut width, mut unmet) = (needs.as_slice(), enough.min(widest), 0);
-                // Few at first: who lacks everything is found out by them. Who lacks nothing is soon asked for many.
-                while !rest.is_empty() && unmet < enough {
+                let mut all = AccessAnswer { met: true, asked: vec![] };
+                let (mut rest, mut width, mut unmet) = (needs.as_slice(), max_unmet.min(max_concurrent), 0);
+                // The first batch is small, since it suffices for a user who lacks everything. Each next batch is twice
+                // as large, so that a user who lacks nothing waits for few batches.
+                while !rest.is_empty() && unmet < max_unmet {
                     let (now, later) = rest.split_at(width.min(rest.len()));
-                    let bounds = (enough, (widest / now.len()).max(1));
-                    let answers = now.iter().map(|need| ask_until(reviewer, who, namespace, need, bounds));
+                    let bounds = (max_unmet, (max_concurrent / now.len()).max(1));
+                    let answers = now.iter().map(|need| ask_until(reviewer, requester, namespace, need, bounds));
                     for answer in futures::future::try_join_all(answers).await? {
                         unmet += usize::from(!answer.met);
                         all.asked.extend(answer.asked);
                     }
-                    (rest, width) = (later, (width * 2).min(widest));
+                    (rest, width) = (later, (width * 2).min(max_concurrent));
                 }
                 all.met = unmet == 0;
                 Ok(all)
             }
             Need::Any(needs) => {
-                let mut any = Answer::default();
-                // Where a preset is lacking, its name says so; which of its permissions are lacking, nobody is told.
-                let named = matches!(needs.first(), Some(Need::Right(first)) if *first != Right::EveryPermission);
+                let mut any = AccessAnswer::default();
+                // A missing preset is reported by its own name, so one missing permission of it suffices.
+                let is_preset = matches!(needs.first(), Some(Need::Right(first)) if *first != Right::EveryPermission);
                 for need in needs {
-                    let enough = if named { 1 } else { enough };
-                    let answer = ask_until(reviewer, who, namespace, need, (enough, widest)).await?;
+                    let max_unmet = if is_preset { 1 } else { max_unmet };
+                    let answer = ask_until(reviewer, requester, namespace, need, (max_unmet, max_concurrent)).await?;
                     any.asked.extend(answer.asked);
                     if answer.met {
                         any.met = true;
@@ -144,28 +144,33 @@ fn ask_until<'a, R: Reviewer>(
     .boxed()
 }
 
-/// Asks the API server.
+/// Reviews rights by SubjectAccessReview.
 #[derive(Clone)]
-pub struct Cluster {
+pub struct ClusterReviewer {
     reviews: Api<SubjectAccessReview>,
 }
 
-impl Cluster {
-    /// Asks through this client, which needs the right to create SubjectAccessReviews.
+impl ClusterReviewer {
+    /// Creates a reviewer. The client needs the right to create SubjectAccessReviews.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { reviews: Api::all(client) }
     }
 }
 
-impl Reviewer for Cluster {
-    async fn review(&self, who: &Arc<Requester>, namespace: &Arc<str>, right: &Right) -> Result<Review, Unanswered> {
+impl Reviewer for ClusterReviewer {
+    async fn review(
+        &self,
+        requester: &Arc<Requester>,
+        namespace: &Arc<str>,
+        right: &Right,
+    ) -> Result<AccessReview, Unanswered> {
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
-                user: Some(who.username.clone()),
-                uid: who.uid.clone(),
-                groups: Some(who.groups.clone()),
-                extra: Some(who.extra.clone()),
+                user: Some(requester.username.clone()),
+                uid: requester.uid.clone(),
+                groups: Some(requester.groups.clone()),
+                extra: Some(requester.extra.clone()),
                 resource_attributes: Some(attributes(namespace, right)),
                 ..SubjectAccessReviewSpec::default()
             },
@@ -174,7 +179,7 @@ impl Reviewer for Cluster {
         let params = PostParams::default();
         let answer = tokio::time::timeout(TIMEOUT, self.reviews.create(&params, &review)).await;
         match answer {
-            Ok(Ok(SubjectAccessReview { status: Some(status), .. })) => Ok(Review {
+            Ok(Ok(SubjectAccessReview { status: Some(status), .. })) => Ok(AccessReview {
                 allowed: status.allowed && !status.denied.unwrap_or_default(),
                 reason: status.reason.unwrap_or_default(),
             }),
@@ -183,10 +188,10 @@ impl Reviewer for Cluster {
     }
 }
 
-/// Less than the time that the API server gives the webhook.
+/// Shorter than the default of `webhook.timeoutSeconds` in the chart.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);
 
-/// A right as the authorizer is asked for it.
+/// Returns the resource attributes of a right for an access review.
 #[must_use]
 pub fn attributes(namespace: &str, right: &Right) -> ResourceAttributes {
     let of =
@@ -222,23 +227,23 @@ mod tests {
 
     use super::*;
 
-    /// Knows who holds what, and counts the questions.
+    /// Grants the rights in `held`, and counts the reviews.
     #[derive(Default)]
-    struct Known {
+    struct FakeReviewer {
         held: BTreeSet<Right>,
         asked: AtomicUsize,
-        under_way: AtomicUsize,
-        most: AtomicUsize,
+        concurrent: AtomicUsize,
+        max_concurrent: AtomicUsize,
     }
 
-    impl Reviewer for Known {
-        async fn review(&self, _: &Arc<Requester>, _: &Arc<str>, right: &Right) -> Result<Review, Unanswered> {
+    impl Reviewer for FakeReviewer {
+        async fn review(&self, _: &Arc<Requester>, _: &Arc<str>, right: &Right) -> Result<AccessReview, Unanswered> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let now = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-            self.most.fetch_max(now, Ordering::Relaxed);
+            let now = self.concurrent.fetch_add(1, Ordering::Relaxed) + 1;
+            self.max_concurrent.fetch_max(now, Ordering::Relaxed);
             tokio::task::yield_now().await;
-            self.under_way.fetch_sub(1, Ordering::Relaxed);
-            Ok(Review { allowed: self.held.contains(right), reason: String::new() })
+            self.concurrent.fetch_sub(1, Ordering::Relaxed);
+            Ok(AccessReview { allowed: self.held.contains(right), reason: String::new() })
         }
     }
 
@@ -250,8 +255,8 @@ mod tests {
         Need::All(rights.into_iter().map(Need::Right).collect())
     }
 
-    /// As a key of 300 permissions and 60 presets of 14 permissions each needs it.
-    fn large() -> Need {
+    /// The need of a key with 300 permissions and 60 presets of 14 permissions each.
+    fn large_need() -> Need {
         let permissions = Need::Any(vec![Need::Right(Right::EveryPermission), each((0..300).map(permission))]);
         let preset = |number: usize| {
             let whole = Need::Right(Right::Preset(format!("P{number}").into()));
@@ -260,48 +265,54 @@ mod tests {
         Need::All((0..60).map(preset).chain([permissions]).collect())
     }
 
-    async fn ask_of(known: &Known, need: &Need) -> Answer {
-        ask(known, &Arc::default(), &"shop".into(), need).await.unwrap()
+    async fn ask_fake(reviewer: &FakeReviewer, need: &Need) -> AccessAnswer {
+        ask(reviewer, &Arc::default(), &"shop".into(), need).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_refusal_stops_at_the_first_few_missing_rights() {
-        let nobody = Known::default();
-        let need = large();
-        let answer = ask_of(&nobody, &need).await;
+    async fn a_denial_stops_after_the_first_few_missing_rights() {
+        let reviewer = FakeReviewer::default();
+        let need = large_need();
+        let answer = ask_fake(&reviewer, &need).await;
         assert!(!answer.met);
-        let presets: Vec<_> = (0..MOST_MISSING).map(|n| Right::Preset(format!("P{n}").into())).collect();
+        let presets: Vec<_> = (0..MAX_MISSING).map(|n| Right::Preset(format!("P{n}").into())).collect();
         assert_eq!(answer.missing(&need), presets);
-        assert_eq!(nobody.asked.load(Ordering::Relaxed), 2 * MOST_MISSING, "each preset, and one of its permissions");
+        assert_eq!(reviewer.asked.load(Ordering::Relaxed), 2 * MAX_MISSING, "each preset and one permission of it");
 
-        let nobody = Known::default();
+        let reviewer = FakeReviewer::default();
         let need = Need::Any(vec![Need::Right(Right::EveryPermission), each((0..300).map(permission))]);
-        let answer = ask_of(&nobody, &need).await;
-        assert_eq!(answer.missing(&need), (0..MOST_MISSING).map(permission).collect::<Vec<_>>());
-        assert_eq!(nobody.asked.load(Ordering::Relaxed), 1 + MOST_MISSING);
+        let answer = ask_fake(&reviewer, &need).await;
+        assert_eq!(answer.missing(&need), (0..MAX_MISSING).map(permission).collect::<Vec<_>>());
+        assert_eq!(reviewer.asked.load(Ordering::Relaxed), 1 + MAX_MISSING);
     }
 
     #[tokio::test]
-    async fn what_is_lacking_is_found_wherever_it_stands_and_nothing_is_told_of_what_was_not_asked() {
-        for lacking in [0, 7, 150, 299] {
-            let known =
-                Known { held: (0..300).filter(|n| *n != lacking).map(permission).collect(), ..Known::default() };
+    async fn a_single_missing_right_is_reported_at_any_position() {
+        for missing in [0, 7, 150, 299] {
+            let reviewer = FakeReviewer {
+                held: (0..300).filter(|n| *n != missing).map(permission).collect(),
+                ..FakeReviewer::default()
+            };
             let need = each((0..300).map(permission));
-            let answer = ask_of(&known, &need).await;
+            let answer = ask_fake(&reviewer, &need).await;
             assert!(!answer.met);
-            assert_eq!(answer.missing(&need), [permission(lacking)]);
+            assert_eq!(answer.missing(&need), [permission(missing)]);
         }
     }
 
     #[tokio::test]
-    async fn who_holds_everything_is_asked_for_all_of_it_and_for_so_many_at_once() {
-        let known = Known { held: (0..1000 + 60 * 14).map(permission).collect(), ..Known::default() };
-        assert!(ask_of(&known, &large()).await.met);
-        assert!(known.most.load(Ordering::Relaxed) <= WIDEST, "{:?}", known.most);
-        assert!(known.asked.load(Ordering::Relaxed) > 300);
-        let known = Known { held: [Right::EveryPermission].into(), ..Known::default() };
+    async fn a_need_that_is_met_is_reviewed_completely_with_bounded_concurrency() {
+        let reviewer = FakeReviewer { held: (0..1000 + 60 * 14).map(permission).collect(), ..FakeReviewer::default() };
+        assert!(ask_fake(&reviewer, &large_need()).await.met);
+        assert!(
+            reviewer.max_concurrent.load(Ordering::Relaxed) <= MAX_CONCURRENT_REVIEWS,
+            "{:?}",
+            reviewer.max_concurrent
+        );
+        assert!(reviewer.asked.load(Ordering::Relaxed) > 300);
+        let reviewer = FakeReviewer { held: [Right::EveryPermission].into(), ..FakeReviewer::default() };
         let need = Need::Any(vec![Need::Right(Right::EveryPermission), each((0..300).map(permission))]);
-        assert!(ask_of(&known, &need).await.met);
-        assert_eq!(known.asked.load(Ordering::Relaxed), 1, "the common one comes first");
+        assert!(ask_fake(&reviewer, &need).await.met);
+        assert_eq!(reviewer.asked.load(Ordering::Relaxed), 1, "the right to every permission is reviewed first");
     }
 }

@@ -1,4 +1,4 @@
-//! A ClusterRole for each role and each preset of a catalogue, so that people get their rights by ordinary bindings.
+//! The ClusterRoles for the roles and presets of a catalog, so that users get their rights by ordinary bindings.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use k8s_openapi::{
 use super::VERB;
 use crate::api::{CatalogPreset, CatalogRole, Evidence, GROUP, PermissionCatalogSpec};
 
-/// How well the rights of a ClusterRole are known: guesses are marked, never passed off as documented.
+/// The annotation with the evidence for the rights of a ClusterRole, which marks inferred rights.
 const EVIDENCE: &str = "keywright.dev/evidence";
 
-/// The ClusterRoles of a catalogue: `role-NAME` and `preset-NAME`, in the order of the catalogue.
+/// Returns the ClusterRoles of a catalog: `role-NAME` and `preset-NAME`, in the order of the catalog.
 #[must_use]
 pub fn cluster_roles(catalog: &PermissionCatalogSpec) -> Vec<ClusterRole> {
     catalog.roles.iter().map(of_role).chain(catalog.presets.iter().map(of_preset)).collect()
@@ -29,8 +29,8 @@ fn of_role(role: &CatalogRole) -> ClusterRole {
     )
 }
 
-/// The rights of people who work with a preset: to put it into keys, each of its permissions, and what the described
-/// system gives to people under its name.
+/// Returns the ClusterRole of a preset: the right to put it into keys, each of its permissions, and its
+/// `peoplePermissions`.
 fn of_preset(preset: &CatalogPreset) -> ClusterRole {
     let permissions: Vec<_> = preset.permissions.iter().chain(&preset.people_permissions).cloned().collect();
     let evidence = match preset.evidence {
@@ -44,15 +44,15 @@ fn of_preset(preset: &CatalogPreset) -> ClusterRole {
 }
 
 fn build<const N: usize>(name: String, evidence: &str, rules: [PolicyRule; N]) -> ClusterRole {
-    // A rule without names would grant everything.
-    let named = |rule: &PolicyRule| rule.resource_names.as_ref().is_some_and(|names| !names.is_empty());
+    // An RBAC rule without resource names grants every name.
+    let has_names = |rule: &PolicyRule| rule.resource_names.as_ref().is_some_and(|names| !names.is_empty());
     ClusterRole {
         metadata: ObjectMeta {
             name: Some(name),
             annotations: Some(BTreeMap::from([(EVIDENCE.to_owned(), evidence.to_owned())])),
             ..ObjectMeta::default()
         },
-        rules: Some(rules.into_iter().filter(named).collect()),
+        rules: Some(rules.into_iter().filter(has_names).collect()),
         ..ClusterRole::default()
     }
 }
@@ -67,7 +67,7 @@ fn rule(resource: &str, names: &[String]) -> PolicyRule {
     }
 }
 
-/// `Platform Admin` is `platform-admin`.
+/// Returns the name in lower case with hyphens: `Platform Admin` becomes `platform-admin`.
 fn slug(name: &str) -> String {
     name.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
 }
@@ -75,10 +75,10 @@ fn slug(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::catalog::tests::{preset, spec};
+    use crate::test_support::{catalog_spec as spec, preset};
 
     #[test]
-    fn no_rule_grants_more_than_it_names() {
+    fn rules_without_resource_names_are_left_out() {
         let mut catalog = spec(vec![], vec![preset("Olly", false, &[]), preset("Alerts", false, &["alerts:Read"])]);
         catalog.roles.push(CatalogRole {
             name: "Read Only".to_owned(),

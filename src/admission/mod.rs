@@ -1,25 +1,25 @@
-//! The webhooks: who made an object is stamped, and what needs the catalogue, other objects or somebody's rights is
-//! asked before anything is stored.
+//! The webhooks. The mutating webhook stamps the creator of an object. The validating webhook checks the rules that
+//! need the catalog, other objects or the rights of the requester.
 //!
-//! They have no effect, so they are safe for dry runs. They see nothing but this project's own kinds, never Secrets.
-//! Everything is read from memory, except whether somebody holds the rights that are being put into a key.
+//! Both have no side effects, so they support dry runs. They receive only the kinds of Keywright, never Secrets. They
+//! read from memory, except for access reviews.
 //!
-//! [`secrets`] is apart from them: it hears of writes to the Secrets of keys, and refuses none.
+//! A separate webhook, [`secrets`], receives writes to the Secrets of keys. It rejects none.
 
-mod door;
+mod intake;
+mod mutation;
 mod pasted;
 mod rules;
 pub mod secrets;
 pub mod self_check;
-mod stamp;
 
-use std::{future::ready, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, future::ready, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{HeaderMap, HeaderValue, StatusCode},
     middleware,
     response::{IntoResponse, Response},
     routing::post,
@@ -35,129 +35,208 @@ use kube::{
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
+use tracing::{Instrument, Span};
 
-use self::rules::Decision;
+use self::rules::AdmissionDecision;
 use crate::{
-    access::{Cached, Cluster},
+    access::{Cached, ClusterReviewer},
     api::{AccessPolicy, ApiKey, KeyReveal, SecuritySettings},
+    clock::Clock,
+    domain::redact::redact,
     index::Index,
-    runtime::{
-        clock::Clock,
-        metrics::{Kind, Metrics, Verdict},
+    telemetry::{
+        metrics::{AdmissionKind, AdmissionResult, Metrics},
+        rate_limit::RateLimit,
+        traces,
     },
 };
 
 /// The path of the validating webhook.
 pub const PATH: &str = "/validate";
 
-/// The path of the mutating webhook, which stamps.
-pub const STAMP_PATH: &str = "/stamp";
+/// The path of the mutating webhook.
+pub const MUTATION_PATH: &str = "/stamp";
 
-/// What admission works with.
+/// The dependencies of the webhooks.
 #[derive(Clone)]
-pub struct Context {
-    /// What is known without asking.
+pub struct AdmissionContext {
+    /// The index.
     pub index: Arc<Index>,
-    /// Every ApiKey.
+    /// All ApiKeys.
     pub keys: Store<ApiKey>,
-    /// Who holds which right.
-    pub reviewer: Arc<Cached<Cluster>>,
-    /// Whether gate 1 is asked here, since no ValidatingAdmissionPolicy does.
+    /// Access reviews.
+    pub reviewer: Arc<Cached<ClusterReviewer>>,
+    /// Whether the webhook checks gate 1, because the cluster has no ValidatingAdmissionPolicies for it.
     pub roles: bool,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// Where counts go.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Who is told which Secrets are written to.
-    pub news: secrets::News,
+    /// The receiver of writes to Secrets.
+    pub notices: secrets::SecretNotices,
 }
 
-/// The webhook as a router, behind its door. A GET is the question of [`self_check`].
-pub fn router(context: Context) -> Router {
-    let door = door::Door::new(context.metrics.clone());
+/// The router of the webhooks, with limits. [`self_check`] sends the GET.
+pub fn router(context: AdmissionContext) -> Router {
+    let intake = intake::Intake::new(context.metrics.clone());
     Router::new()
         .route(PATH, post(validate).get(|| ready(StatusCode::NO_CONTENT)))
-        .route(STAMP_PATH, post(stamp))
+        .route(MUTATION_PATH, post(mutate))
         .route(secrets::PATH, post(secrets::review))
         .route(secrets::NOTICE_PATH, secrets::notices())
-        // The door has a limit of its own.
+        // The intake limits the size of bodies.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(door, door::Door::enter))
+        .layer(middleware::from_fn_with_state(intake, intake::Intake::enter))
         .with_state(context)
 }
 
-/// Just enough of a review to know what kind it is about.
+/// The part of a review for spans and logs, and for the choice of the rules.
 #[derive(Deserialize)]
-struct Peek {
-    request: PeekRequest,
+struct ReviewSummary {
+    request: RequestSummary,
 }
 
 #[derive(Deserialize)]
-struct PeekRequest {
-    kind: PeekKind,
+#[serde(rename_all = "camelCase")]
+struct RequestSummary {
+    uid: String,
+    kind: KindSummary,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    name: String,
+    operation: String,
+    #[serde(default)]
+    dry_run: bool,
+    user_info: UserSummary,
 }
 
 #[derive(Deserialize)]
-struct PeekKind {
+struct KindSummary {
     kind: String,
 }
 
-async fn validate(State(context): State<Context>, body: Bytes) -> Response {
+#[derive(Deserialize)]
+struct UserSummary {
+    #[serde(default)]
+    username: String,
+}
+
+async fn validate(State(context): State<AdmissionContext>, headers: HeaderMap, body: Bytes) -> Response {
     let started = Instant::now();
-    let kind = serde_json::from_slice::<Peek>(&body).map(|peek| peek.request.kind.kind);
-    let (kind, answer) = match kind.as_deref() {
-        Ok("ApiKey") => (Kind::ApiKey, api_key(&context, &body).await),
-        Ok("AccessPolicy") => (Kind::AccessPolicy, access_policy(&context, &body).await),
-        Ok("SecuritySettings") => (Kind::SecuritySettings, security_settings(&context, &body).await),
-        Ok("KeyReveal") => (Kind::KeyReveal, key_reveal(&context, &body).await),
-        Ok(_) => (Kind::Other, Err("this webhook does not know the kind".to_owned())),
-        Err(_) => (Kind::Other, Err("the body is no AdmissionReview".to_owned())),
-    };
-    let (response, verdict) = match answer {
+    let summary = serde_json::from_slice::<ReviewSummary>(&body).map(|review| review.request);
+    let summary = summary.as_ref().ok();
+    let span = span(summary, &headers);
+    let (kind, answer) = decide(&context, summary, &body).instrument(span.clone()).await;
+    let (response, result) = match answer {
         Ok((response, decision)) => {
             decision.problems.iter().for_each(|problem| context.metrics.broke(problem.reason));
-            let verdict = if response.allowed { Verdict::Allowed } else { Verdict::Denied };
-            (Json(response.into_review()).into_response(), verdict)
+            let result = if response.allowed { AdmissionResult::Allowed } else { AdmissionResult::Denied };
+            if let (AdmissionResult::Denied, Some(summary)) = (result, summary) {
+                log_denial(&context, summary, &decision);
+            }
+            (Json(response.into_review()).into_response(), result)
         }
-        Err(why) => ((StatusCode::BAD_REQUEST, why).into_response(), Verdict::Denied),
+        Err(error) => ((StatusCode::BAD_REQUEST, error).into_response(), AdmissionResult::Denied),
     };
-    context.metrics.admitted(kind, verdict, started.elapsed());
+    span.record("keywright.allowed", result == AdmissionResult::Allowed);
+    context.metrics.admitted(kind, result, started.elapsed());
     response
 }
 
-type Answer = Result<(AdmissionResponse, Decision), String>;
+/// Applies the rules of the kind.
+async fn decide(
+    context: &AdmissionContext,
+    summary: Option<&RequestSummary>,
+    body: &[u8],
+) -> (AdmissionKind, ReviewAnswer) {
+    match summary.map(|summary| summary.kind.kind.as_str()) {
+        Some("ApiKey") => (AdmissionKind::ApiKey, api_key(context, body).await),
+        Some("AccessPolicy") => (AdmissionKind::AccessPolicy, access_policy(context, body).await),
+        Some("SecuritySettings") => (AdmissionKind::SecuritySettings, security_settings(context, body).await),
+        Some("KeyReveal") => (AdmissionKind::KeyReveal, key_reveal(context, body).await),
+        Some(_) => (AdmissionKind::Other, Err("this webhook does not support the kind".to_owned())),
+        None => (AdmissionKind::Other, Err("the body is not an AdmissionReview".to_owned())),
+    }
+}
 
-async fn api_key(context: &Context, body: &[u8]) -> Answer {
+/// The span of a request. The API server sends its own span if its tracing is enabled (KEP-647).
+fn span(summary: Option<&RequestSummary>, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        "admission",
+        k8s.object.kind = summary.map(|request| request.kind.kind.as_str()),
+        k8s.namespace.name = summary.map(|request| redact(&request.namespace)).as_deref(),
+        k8s.object.name = summary.map(|request| redact(&request.name)).as_deref(),
+        keywright.request.uid = summary.map(|request| request.uid.as_str()),
+        keywright.operation = summary.map(|request| request.operation.as_str()),
+        keywright.allowed = tracing::field::Empty,
+    );
+    if !span.is_disabled() {
+        traces::continue_trace(&span, headers.get("traceparent").map(HeaderValue::as_bytes));
+    }
+    span
+}
+
+/// Logs the rules and the fields of a denial, but neither the messages nor other parts of the object. Names are
+/// redacted, since they may contain pasted values.
+fn log_denial(context: &AdmissionContext, request: &RequestSummary, decision: &AdmissionDecision) {
+    /// Users can send any number of requests that are denied.
+    const PER_SECOND: u32 = 20;
+    static LIMIT: RateLimit = RateLimit::new(PER_SECOND);
+
+    if !LIMIT.allows(context.clock.now()) {
+        return;
+    }
+    let reasons: BTreeSet<_> = decision.problems.iter().map(|problem| problem.reason).collect();
+    let fields: BTreeSet<_> = decision.problems.iter().take(MAX_SHOWN).map(|problem| redact(&problem.field)).collect();
+    tracing::info!(
+        kind = request.kind.kind,
+        operation = request.operation,
+        namespace = %redact(&request.namespace),
+        name = %redact(&request.name),
+        uid = request.uid,
+        user = %redact(&request.user_info.username),
+        dry_run = request.dry_run,
+        reasons = Vec::from_iter(reasons).join(","),
+        fields = Vec::from_iter(fields).join(","),
+        "admission request denied"
+    );
+}
+
+type ReviewAnswer = Result<(AdmissionResponse, AdmissionDecision), String>;
+
+async fn api_key(context: &AdmissionContext, body: &[u8]) -> ReviewAnswer {
     let request = read::<ApiKey>(body)?;
     Ok(answer(&request, rules::api_key(context, &request).await))
 }
 
-async fn access_policy(context: &Context, body: &[u8]) -> Answer {
+async fn access_policy(context: &AdmissionContext, body: &[u8]) -> ReviewAnswer {
     let request = read::<AccessPolicy>(body)?;
     Ok(answer(&request, rules::access_policy(context, &request).await))
 }
 
-async fn security_settings(context: &Context, body: &[u8]) -> Answer {
+async fn security_settings(context: &AdmissionContext, body: &[u8]) -> ReviewAnswer {
     let request = read::<SecuritySettings>(body)?;
     Ok(answer(&request, rules::security_settings(context, &request).await))
 }
 
-async fn key_reveal(context: &Context, body: &[u8]) -> Answer {
+async fn key_reveal(context: &AdmissionContext, body: &[u8]) -> ReviewAnswer {
     let request = read::<KeyReveal>(body)?;
     Ok(answer(&request, rules::key_reveal(context, &request).await))
 }
 
-/// Says who made an object, in the object.
-async fn stamp(State(context): State<Context>, body: Bytes) -> Response {
+/// Rejects objects with pasted values, and stamps the creator.
+async fn mutate(State(context): State<AdmissionContext>, body: Bytes) -> Response {
     let request = match read::<DynamicObject>(&body) {
         Ok(request) => request,
-        Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
+        Err(error) => return (StatusCode::BAD_REQUEST, error).into_response(),
     };
-    if let Some(refusal) = pasted::refuse(&request, &body) {
-        return Json(refusal.into_review()).into_response();
+    if let Some(rejection) = pasted::reject(&request, &body) {
+        return Json(rejection.into_review()).into_response();
     }
     let response = AdmissionResponse::from(&request);
-    let patch = match stamp::patch(&request, &*context.reviewer).await {
+    let patch = match mutation::patch(&request, &*context.reviewer).await {
         Ok(patch) => patch,
         Err(unanswered) => return Json(response.deny(unanswered).into_review()).into_response(),
     };
@@ -171,20 +250,20 @@ fn read<K>(body: &[u8]) -> Result<AdmissionRequest<K>, String>
 where
     K: Resource + DeserializeOwned,
 {
-    let review: Review<K> = serde_json::from_slice(body)
+    let review: TypedReview<K> = serde_json::from_slice(body)
         .or_else(|_| serde_json::from_value(without_times(body)?))
         .map_err(|error| format!("the object can't be read by this version of Keywright: {error}"))?;
     Ok(AdmissionRequest { types: review.types, ..review.request })
 }
 
-/// An AdmissionReview that is a question. kube's own keeps the whole of it a second time while it is read, since its types
-/// are flattened into it.
-struct Review<K: Resource> {
+/// The AdmissionReview of a request. The type of kube buffers the review a second time while it is parsed, since it
+/// flattens its `TypeMeta`.
+struct TypedReview<K: Resource> {
     types: TypeMeta,
     request: AdmissionRequest<K>,
 }
 
-impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Review<K> {
+impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for TypedReview<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase", bound = "K: Resource + DeserializeOwned")]
@@ -198,8 +277,8 @@ impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Review<K> {
     }
 }
 
-/// The review without the times in managedFields, which anybody who changes an object can write and which this program can't
-/// represent all. An object that was stored with such a time can still be changed; a policy of the chart refuses new ones.
+/// The review without the times in managedFields. Users can write times that k8s-openapi can't parse. Without them, an
+/// object with such a time can still be changed. A policy of the chart rejects new ones.
 fn without_times(body: &[u8]) -> serde_json::Result<Value> {
     let mut review: Value = serde_json::from_slice(body)?;
     for object in ["/request/object", "/request/oldObject"] {
@@ -211,7 +290,7 @@ fn without_times(body: &[u8]) -> serde_json::Result<Value> {
     Ok(review)
 }
 
-fn answer<K>(request: &AdmissionRequest<K>, decision: Decision) -> (AdmissionResponse, Decision)
+fn answer<K>(request: &AdmissionRequest<K>, decision: AdmissionDecision) -> (AdmissionResponse, AdmissionDecision)
 where
     K: Resource<DynamicType = ()>,
 {
@@ -221,31 +300,31 @@ where
     }
     if !decision.problems.is_empty() {
         response.allowed = false;
-        response.result = refusal(request, &decision);
+        response.result = rejection(request, &decision);
     }
     (response, decision)
 }
 
-/// How many problems are told at once.
-const MOST_SHOWN: usize = 20;
+/// The maximum number of problems in a response.
+const MAX_SHOWN: usize = 20;
 
-/// What kubectl and Argo CD show: every problem, each with its field and the way out.
-fn refusal<K: Resource<DynamicType = ()>>(request: &AdmissionRequest<K>, decision: &Decision) -> Status {
+/// The Status that kubectl and Argo CD show: all problems with their fields and fixes.
+fn rejection<K: Resource<DynamicType = ()>>(request: &AdmissionRequest<K>, decision: &AdmissionDecision) -> Status {
     let lines: Vec<_> = decision.problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
     let message = match lines.as_slice() {
         [one] => one.clone(),
         many => {
-            let shown = &many[..many.len().min(MOST_SHOWN)];
+            let shown = &many[..many.len().min(MAX_SHOWN)];
             let rest = if many.len() > shown.len() { "\n- and so on" } else { "" };
             format!("{} problems:\n- {}{rest}", many.len(), shown.join("\n- "))
         }
     };
-    let causes = decision.problems.iter().take(MOST_SHOWN).map(|problem| StatusCause {
+    let causes = decision.problems.iter().take(MAX_SHOWN).map(|problem| StatusCause {
         reason: if problem.forbidden { "FieldValueForbidden" } else { "FieldValueInvalid" }.to_owned(),
         message: problem.message.clone(),
         field: problem.field.clone(),
     });
-    // What somebody may not do is no mistake in the object.
+    // 403 if the object is valid and the requester lacks rights.
     let (code, reason) = if decision.problems.iter().all(|problem| problem.forbidden) {
         (StatusCode::FORBIDDEN, "Forbidden")
     } else {

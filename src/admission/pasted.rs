@@ -1,5 +1,5 @@
-//! Refuses objects that hold the value of a key. It is asked in the mutating webhook, since the API server calls that before
-//! it holds an object to the schema: a refusal by the schema repeats the value.
+//! Rejects objects that contain the value of a key. The mutating webhook does this, since the API server calls it
+//! before it checks the schema, and a schema error would repeat the value.
 
 use kube::core::{
     DynamicObject, Status,
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::{api::GROUP, domain::pasted};
 
-/// What is wrong with such a field. The value is not in it.
+/// The message, without the value.
 const WHY: &str = "must not hold the value of an API key, which is not repeated here: remove it, and rotate that key \
                    if others could see this manifest";
 
-/// The refusal, if the object in this review holds the value of a key that it did not hold before.
-pub(super) fn refuse(request: &AdmissionRequest<DynamicObject>, body: &[u8]) -> Option<AdmissionResponse> {
-    // The usual case is decided without a look at fields.
+/// Returns a rejection if the object in this review contains the value of a key that the old object does not contain.
+pub(super) fn reject(request: &AdmissionRequest<DynamicObject>, body: &[u8]) -> Option<AdmissionResponse> {
+    // The usual case, without parsing.
     if !str::from_utf8(body).is_ok_and(pasted::holds_value) {
         return None;
     }

@@ -1,15 +1,16 @@
-//! Hears of writes to the Secrets of keys, warns of those that hurt, and has the leader look at what was written.
+//! The webhook for writes to the Secrets of keys. It warns of harmful writes and sends notices, so that the leader
+//! checks the written Secrets.
 //!
 //! The operator may neither list nor watch Secrets. Instead, the API server calls this webhook before it creates,
-//! updates or deletes a Secret of type `keywright.dev/api-key`. The webhook allows every write, and the configuration
-//! says `failurePolicy: Ignore`: a Secret can be written whether or not a replica answers.
+//! updates or deletes a Secret of type `keywright.dev/api-key`. The webhook allows all writes, and its configuration
+//! has `failurePolicy: Ignore`, so that Secrets can be written while no replica responds.
 //!
-//! A review carries the data of the Secret. It is compared in place, is never copied, and the body is overwritten before
-//! it is dropped. What leaves this module is a [`Notice`]: the name of a Secret.
+//! A review contains the data of the Secret. The webhook compares it in place, never copies it, and overwrites the body
+//! before it drops it. A [`SecretNotice`] contains only the name of a Secret.
 //!
-//! Reviews and notices can be made up by whoever reaches the port. A made-up one costs a look at a Secret whose ApiKey
-//! exists, within the bounds of [`crate::runtime::news`], and tells its sender nothing: a warning is given only for a
-//! record with the digest of a value that works.
+//! Any client that reaches the port can forge reviews and notices. A forged one causes a check of a Secret whose ApiKey
+//! exists, within the limits of [`crate::runtime::secret_notices`], and discloses nothing: a warning requires a record
+//! with the digest of a working value.
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use tokio::sync::{mpsc, watch};
 
-use super::Context;
+use super::AdmissionContext;
 use crate::{
     api::ApiKey,
     domain::{
@@ -36,74 +37,78 @@ use crate::{
         record::{Record, SECRET_TYPE},
     },
     index::Index,
-    runtime::metrics::{self, Kind, Metrics, Verdict},
+    telemetry::metrics::{self, AdmissionKind, AdmissionResult, Metrics},
 };
 
 /// The path of the webhook for Secrets.
 pub const PATH: &str = "/secrets";
 
-/// The path at which the leader takes notices of other replicas: a POST of a JSON array of [`Notice`]. The answer is 204,
-/// or 409 by a replica that does not lead.
+/// The path at which the leader receives notices of other replicas: a POST of a JSON array of [`SecretNotice`]. The
+/// response is 204, or 409 from a replica that does not lead.
 pub const NOTICE_PATH: &str = "/notice";
 
-/// How many notices one request may carry.
+/// The maximum number of notices in one request.
 pub const BATCH: usize = 200;
 
-/// [`BATCH`] notices with the longest names.
-const LARGEST_BATCH: usize = BATCH * 512;
+/// The size of [`BATCH`] notices with the longest names.
+const MAX_BATCH_BYTES: usize = BATCH * 512;
 
-/// How many notices wait to be taken in. They are taken in as fast as names are compared.
-const WAITING: usize = 4096;
+/// The length of the queue of notices. The receiver only compares names, so the queue is short.
+const QUEUE_LENGTH: usize = 4096;
 
-/// Somebody writes to a Secret that an ApiKey claims.
+/// A write to a Secret that an ApiKey claims.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Notice {
+pub struct SecretNotice {
     /// The namespace of the Secret.
     pub namespace: String,
     /// The name of the Secret.
     pub secret: String,
 }
 
-/// Where notices go. Cloning shares it.
+/// The sender of notices.
 #[derive(Clone)]
-pub struct News {
+pub struct SecretNotices {
     index: Arc<Index>,
     leader: watch::Receiver<bool>,
     metrics: Metrics,
-    sender: mpsc::Sender<Notice>,
+    sender: mpsc::Sender<SecretNotice>,
 }
 
-impl News {
-    /// The way in, and the end at which notices are received.
+impl SecretNotices {
+    /// Returns the sender and the receiver.
     #[must_use]
-    pub fn new(index: Arc<Index>, leader: watch::Receiver<bool>, metrics: Metrics) -> (Self, mpsc::Receiver<Notice>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
+    pub fn new(
+        index: Arc<Index>,
+        leader: watch::Receiver<bool>,
+        metrics: Metrics,
+    ) -> (Self, mpsc::Receiver<SecretNotice>) {
+        let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
         (Self { index, leader, metrics, sender }, receiver)
     }
 
-    /// Takes in a notice. A Secret that no ApiKey claims costs nothing further.
-    fn heard(&self, namespace: &str, secret: &str) {
+    /// Queues a notice, if an ApiKey claims the Secret.
+    fn receive(&self, namespace: &str, secret: &str) {
         if self.index.claimants(namespace, secret).is_empty() {
             return;
         }
-        let notice = Notice { namespace: namespace.to_owned(), secret: secret.to_owned() };
+        let notice = SecretNotice { namespace: namespace.to_owned(), secret: secret.to_owned() };
         if self.sender.try_send(notice).is_err() {
-            self.metrics.noticed(metrics::Notice::Lost, 1);
+            self.metrics.noticed(metrics::NoticeResult::Lost, 1);
         }
     }
 }
 
-/// As much of a review as is needed. Data is borrowed from the body.
+/// The needed part of a review. It borrows the data from the body.
 #[derive(Deserialize)]
-struct Review<'a> {
+struct SecretReview<'a> {
     #[serde(borrow)]
-    request: Request<'a>,
+    request: SecretReviewRequest<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Request<'a> {
+struct SecretReviewRequest<'a> {
     uid: String,
     operation: String,
     #[serde(default)]
@@ -118,7 +123,7 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 struct Written<'a> {
-    metadata: Metadata,
+    metadata: SecretMetadata,
     #[serde(rename = "type", default)]
     type_: String,
     #[serde(borrow, default)]
@@ -126,7 +131,7 @@ struct Written<'a> {
 }
 
 #[derive(Deserialize)]
-struct Metadata {
+struct SecretMetadata {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -140,7 +145,7 @@ struct Annotations {
 }
 
 impl Written<'_> {
-    /// The digest of the value that it holds, by its record; nothing if there is no data.
+    /// The digest of the value by the record. `None` if there is no data.
     fn sha256(&self) -> Option<String> {
         let record = self.metadata.annotations.as_ref()?.record.as_ref()?;
         let record: Record = serde_json::from_str(record).ok()?;
@@ -152,36 +157,37 @@ impl Written<'_> {
     }
 }
 
-/// Answers the API server. Every write is allowed.
-pub(super) async fn review(State(context): State<Context>, body: Bytes) -> Response {
+/// Responds to the API server. All writes are allowed.
+pub(super) async fn review(State(context): State<AdmissionContext>, body: Bytes) -> Response {
     let started = Instant::now();
-    let answer = serde_json::from_slice::<Review<'_>>(&body).map(|review| answer(&context, &review.request));
-    // Copies inside the HTTP library remain out of reach.
+    let answer = serde_json::from_slice::<SecretReview<'_>>(&body).map(|review| answer(&context, &review.request));
+    // Copies inside the HTTP library can't be overwritten.
     if let Ok(mut body) = body.try_into_mut() {
         body.as_mut().zeroize();
     }
     let (response, verdict) = match answer {
-        Ok(Some(review)) => (Json(review).into_response(), Verdict::Allowed),
-        Ok(None) => ((StatusCode::BAD_REQUEST, "not a Secret of an ApiKey").into_response(), Verdict::Denied),
-        // The error is not repeated: it could quote the body.
-        Err(_) => {
-            ((StatusCode::BAD_REQUEST, "the body is no AdmissionReview of a Secret").into_response(), Verdict::Denied)
-        }
+        Ok(Some(review)) => (Json(review).into_response(), AdmissionResult::Allowed),
+        Ok(None) => ((StatusCode::BAD_REQUEST, "not a Secret of an ApiKey").into_response(), AdmissionResult::Denied),
+        // Without the error, which could quote the body.
+        Err(_) => (
+            (StatusCode::BAD_REQUEST, "the body is not an AdmissionReview of a Secret").into_response(),
+            AdmissionResult::Denied,
+        ),
     };
-    context.metrics.admitted(Kind::Secret, verdict, started.elapsed());
+    context.metrics.admitted(AdmissionKind::Secret, verdict, started.elapsed());
     response
 }
 
-/// The review with the answer; nothing if it is about something else.
-fn answer(context: &Context, request: &Request<'_>) -> Option<serde_json::Value> {
+/// The response. `None` if the review is about another object.
+fn answer(context: &AdmissionContext, request: &SecretReviewRequest<'_>) -> Option<serde_json::Value> {
     let written = [&request.object, &request.old_object];
     let secret = written.into_iter().flatten().find(|secret| secret.type_ == SECRET_TYPE)?;
-    // Objects have their names when webhooks are called, those with generateName too.
+    // The API server sets the name before it calls webhooks, also for generateName.
     let (namespace, name) = (&request.namespace, &secret.metadata.name);
-    let cluster = Cluster { index: &context.index, keys: &context.keys, now: context.clock.now() };
+    let cluster = ClusterKeys { index: &context.index, keys: &context.keys, now: context.clock.now() };
     let warnings: Vec<_> = cluster.warning(request, name).into_iter().collect();
     if request.dry_run != Some(true) {
-        context.news.heard(namespace, name);
+        context.notices.receive(namespace, name);
     }
     Some(json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -190,21 +196,21 @@ fn answer(context: &Context, request: &Request<'_>) -> Option<serde_json::Value>
     }))
 }
 
-/// What warnings are judged by.
-struct Cluster<'a> {
+/// The ApiKeys, for warnings.
+struct ClusterKeys<'a> {
     index: &'a Index,
     keys: &'a Store<ApiKey>,
     now: Timestamp,
 }
 
-impl Cluster<'_> {
-    /// The warning for a write that takes away a value that is in use.
-    fn warning(&self, request: &Request<'_>, name: &str) -> Option<String> {
+impl ClusterKeys<'_> {
+    /// The warning for a write that removes a value in use.
+    fn warning(&self, request: &SecretReviewRequest<'_>, name: &str) -> Option<String> {
         let old = request.old_object.as_ref()?;
         let consequence = match (request.operation.as_str(), &request.object) {
-            ("DELETE", _) => "workloads can't read it any more. Create the Secret again from a backup",
+            ("DELETE", _) => "workloads can no longer read it. Restore the Secret from a backup",
             ("UPDATE", Some(new)) if new.data() != old.data() => {
-                "the operator accepts no other value here. Put the value back"
+                "the operator accepts no other value. Restore the value"
             }
             _ => return None,
         };
@@ -215,12 +221,12 @@ impl Cluster<'_> {
         let key = key.metadata.name.as_deref().unwrap_or_default();
         Some(format!(
             "Secret {name} holds the value of ApiKey {key}, which is in use: {consequence}, or set \
-             spec.rotation.requestedAt of the ApiKey to the current time to have a new value minted."
+             spec.rotation.requestedAt of the ApiKey to the current time to mint a new value."
         ))
     }
 }
 
-/// Whether a value of this digest passes at `now`.
+/// Whether the value with this digest works at `now`.
 fn is_in_use(key: &ApiKey, sha256: &str, now: Timestamp) -> bool {
     let schedule = Schedule::of(&key.spec);
     let tokens = key.status.iter().flat_map(|status| &status.tokens);
@@ -231,19 +237,19 @@ fn is_in_use(key: &ApiKey, sha256: &str, now: Timestamp) -> bool {
         && live.any(|token| token.sha256 == sha256)
 }
 
-/// Takes notices of other replicas.
-pub(super) fn notices() -> MethodRouter<Context> {
-    post(take).layer(DefaultBodyLimit::max(LARGEST_BATCH))
+/// The route for notices of other replicas.
+pub(super) fn notices() -> MethodRouter<AdmissionContext> {
+    post(receive_batch).layer(DefaultBodyLimit::max(MAX_BATCH_BYTES))
 }
 
-async fn take(State(context): State<Context>, Json(notices): Json<Vec<Notice>>) -> StatusCode {
-    // A notice goes from one replica to another once, so that none goes in circles.
-    if !*context.news.leader.borrow() {
+async fn receive_batch(State(context): State<AdmissionContext>, Json(notices): Json<Vec<SecretNotice>>) -> StatusCode {
+    // A replica that does not lead rejects notices instead of forwarding them, so that they never circulate.
+    if !*context.notices.leader.borrow() {
         return StatusCode::CONFLICT;
     }
     let distinct: HashSet<_> = notices.into_iter().take(BATCH).collect();
     for notice in distinct {
-        context.news.heard(&notice.namespace, &notice.secret);
+        context.notices.receive(&notice.namespace, &notice.secret);
     }
     StatusCode::NO_CONTENT
 }
@@ -255,7 +261,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{ApiKeyStatus, KeyType, Time, Token},
-        domain::validate::tests::spec,
+        test_support::key_spec as spec,
     };
 
     const NOW: &str = "2026-11-25T12:00:00Z";
@@ -264,7 +270,7 @@ mod tests {
         Time(time.parse().unwrap())
     }
 
-    /// ApiKey `k` of namespace `shop` with this digest, and what was made of `edit`.
+    /// ApiKey `k` of namespace `shop` with this digest, after `edit`.
     fn key(sha256: &str, edit: impl FnOnce(&mut ApiKey)) -> ApiKey {
         let mut key = ApiKey::new("k", spec(KeyType::Team, &["Alerts"], &[]));
         key.metadata.namespace = Some("shop".to_owned());
@@ -276,7 +282,7 @@ mod tests {
         key
     }
 
-    /// The warning that an API server gets which knows `key`.
+    /// The warning for a request while `key` is the only ApiKey.
     fn warning(key: ApiKey, request: &serde_json::Value) -> Option<String> {
         let index = Index::default();
         let mut writer = Writer::<ApiKey>::default();
@@ -284,9 +290,9 @@ mod tests {
         index.apply_key(&event);
         writer.apply_watcher_event(&event);
         let body = json!({"request": request}).to_string();
-        let review: Review<'_> = serde_json::from_str(&body).unwrap();
+        let review: SecretReview<'_> = serde_json::from_str(&body).unwrap();
         let keys = writer.as_reader();
-        let cluster = Cluster { index: &index, keys: &keys, now: NOW.parse().unwrap() };
+        let cluster = ClusterKeys { index: &index, keys: &keys, now: NOW.parse().unwrap() };
         let secret = review.request.old_object.as_ref().or(review.request.object.as_ref()).unwrap();
         cluster.warning(&review.request, &secret.metadata.name)
     }
@@ -311,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_away_a_value_that_is_in_use_is_warned() {
+    fn deletion_and_replacement_of_a_value_in_use_cause_a_warning() {
         let deleted = warning(key("aa", |_| {}), &deletion("aa")).unwrap();
         assert!(deleted.starts_with("Secret k-secret holds the value of ApiKey k, which is in use"), "{deleted}");
         assert!(!deleted.contains("a3d0X3Nob3A="), "{deleted}");
@@ -320,11 +326,11 @@ mod tests {
         changed["object"] = secret("aa", &json!({"key-value": "b3RoZXI="}));
         assert!(warning(key("aa", |_| {}), &changed).unwrap().contains("accepts no other value"));
         changed["object"] = secret("bb", &json!({"key-value": "a3d0X3Nob3A="}));
-        assert_eq!(warning(key("aa", |_| {}), &changed), None, "the data is as it was");
+        assert_eq!(warning(key("aa", |_| {}), &changed), None, "the data is unchanged");
     }
 
     #[test]
-    fn nobody_is_warned_of_a_value_that_is_not_in_use() {
+    fn deletion_of_a_value_that_is_not_in_use_causes_no_warning() {
         type Edit = fn(&mut ApiKey);
         let cases: [(&str, Edit); 5] = [
             ("inactive", |key| key.spec.active = Some(false)),
@@ -338,18 +344,18 @@ mod tests {
         }
         let mut empty = deletion("aa");
         empty["oldObject"]["data"] = json!({});
-        assert_eq!(warning(key("aa", |_| {}), &empty), None, "there is no value in it");
+        assert_eq!(warning(key("aa", |_| {}), &empty), None, "the Secret has no value");
     }
 
-    /// Whoever reaches the port can make reviews up.
+    /// Any client that reaches the port can forge reviews.
     #[test]
-    fn a_made_up_review_tells_nothing_to_whoever_does_not_know_the_digest() {
+    fn a_forged_review_without_a_known_digest_causes_no_warning() {
         let mut elsewhere = deletion("aa");
         elsewhere["namespace"] = json!("other");
         let mut unrecorded = deletion("aa");
         unrecorded["oldObject"]["metadata"]["annotations"] = json!(null);
-        for made_up in [deletion("bb"), deletion(""), elsewhere, unrecorded] {
-            assert_eq!(warning(key("aa", |_| {}), &made_up), None, "{made_up}");
+        for forged in [deletion("bb"), deletion(""), elsewhere, unrecorded] {
+            assert_eq!(warning(key("aa", |_| {}), &forged), None, "{forged}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Asks the webhook the way the API server would: over TLS, by its Service's name, trusting the published `caBundle`.
+//! The readiness check of the webhook: a request as from the API server, over TLS, to the name of the Service, with the
+//! published `caBundle`.
 //!
-//! This is what readiness means here. A replica that is ready answers admission requests; one that could not is kept
-//! out of the Service, instead of failing requests until somebody finds out.
+//! A replica that could not serve admission requests is not ready, so the Service does not route requests to it.
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -20,47 +20,48 @@ use tokio_rustls::TlsConnector;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client certificate and its key, for a webhook that demands one.
-pub type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+pub type ClientIdentity = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
-/// Sends one request to our own listener and expects an answer. `bundle` is what the API server trusts, in PEM.
+/// Sends a request to the listener of this process. `bundle` contains the CA certificates that the API server trusts,
+/// in PEM.
 ///
 /// # Errors
-/// What an admission request would fail on, in words.
+/// The reason why an admission request would fail.
 pub async fn ask(
     address: SocketAddr,
     server_name: &str,
     bundle: &[u8],
-    identity: Option<Identity>,
+    identity: Option<ClientIdentity>,
 ) -> Result<(), String> {
     tokio::time::timeout(TIMEOUT, try_ask(address, server_name, bundle, identity))
         .await
-        .unwrap_or_else(|_| Err(format!("the webhook did not answer in {}s", TIMEOUT.as_secs())))
+        .unwrap_or_else(|_| Err(format!("the webhook did not respond within {}s", TIMEOUT.as_secs())))
 }
 
 async fn try_ask(
     address: SocketAddr,
     server_name: &str,
     bundle: &[u8],
-    identity: Option<Identity>,
+    identity: Option<ClientIdentity>,
 ) -> Result<(), String> {
     let request =
         Request::get(super::PATH).header("host", server_name).body(Body::empty()).map_err(|error| error.to_string())?;
     match send(address, server_name, bundle, identity, request).await?.as_u16() {
         204 => Ok(()),
-        other => Err(format!("the webhook answered {other}")),
+        other => Err(format!("the webhook responded with status {other}")),
     }
 }
 
-/// Sends one request to the webhook of a replica at `address`, over a connection of its own. It has no deadline.
+/// Sends a request to the webhook of the replica at `address`, over a new connection and without a deadline.
 ///
 /// # Errors
-/// If there is no connection to a server with a certificate for `server_name` that `bundle` (PEM) vouches for, or no
-/// answer, in words.
+/// If the connection fails, the server has no certificate for `server_name` from a CA of `bundle` (PEM), or there is no
+/// response.
 pub async fn send(
     address: SocketAddr,
     server_name: &str,
     bundle: &[u8],
-    identity: Option<Identity>,
+    identity: Option<ClientIdentity>,
     request: Request<Body>,
 ) -> Result<StatusCode, String> {
     let mut roots = RootCertStore::empty();
@@ -76,25 +77,25 @@ pub async fn send(
     let config = match identity {
         Some((certificate, key)) => config
             .with_client_auth_cert(vec![certificate], key)
-            .map_err(|error| format!("no certificate for a question: {error}"))?,
+            .map_err(|error| format!("the client certificate can't be used: {error}"))?,
         None => config.with_no_client_auth(),
     };
     let name = ServerName::try_from(server_name.to_owned()).map_err(|error| error.to_string())?;
-    let failed = |error: &dyn std::fmt::Display| format!("the webhook could not be asked: {error}");
+    let failed = |error: &dyn std::fmt::Display| format!("cannot send a request to the webhook: {error}");
     let tcp = TcpStream::connect(reachable(address)).await.map_err(|e| failed(&e))?;
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| failed(&e))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| failed(&e))?;
-    // The connection is no task of its own, so that it ends with this future, whose caller may lose patience.
-    let (mut connection, mut answer) = (pin!(connection), pin!(sender.send_request(request)));
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        _ = &mut connection => answer.await,
+    // The connection is not a separate task, so that it ends with this future, which the caller may drop.
+    let (mut connection, mut response) = (pin!(connection), pin!(sender.send_request(request)));
+    let response = tokio::select! {
+        response = &mut response => response,
+        _ = &mut connection => response.await,
     };
-    Ok(answer.map_err(|e| failed(&e))?.status())
+    Ok(response.map_err(|e| failed(&e))?.status())
 }
 
-/// Where a listener on a wildcard address can be reached from here.
+/// Replaces a wildcard address of a listener by the loopback address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),

@@ -3,8 +3,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-// Seed, "Access policies for API keys".
-/// Who may view and manage the keys that refer to this policy.
+// docs/specification.md, "Access policies".
+/// The access of users to the keys that refer to this policy.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "keywright.dev",
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "AccessPolicyStatus",
     derive = "PartialEq",
-    doc = "Who may view and manage the ApiKeys that refer to it, in addition to the role-based rights that they need anyway.",
+    doc = "An access policy: it limits which users may view and manage the ApiKeys that refer to it, in addition to the role-based rights that they need anyway.",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "General Access", type_ = "string", json_path = ".spec.generalAccess"),
     printcolumn(name = "Keys", type_ = "integer", json_path = ".status.keyCount"),
@@ -32,48 +32,50 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.mode == 'Advanced' || !has(self.rules) && !has(self.generalAccess) && !has(self.generalPolicyAccess)")
         .message("a Private policy has no further settings: remove rules, generalAccess and generalPolicyAccess, or set mode to Advanced"),
     validation = Rule::new("self.mode == 'Private' || has(self.generalAccess)")
-        .message("an Advanced policy says what everyone else may do: set generalAccess to Manage, Read or NoAccess")
+        .message("an Advanced policy needs the access of users that no rule covers: set generalAccess to Manage, Read or NoAccess")
         .field_path(".generalAccess")
         .reason(Reason::FieldValueRequired),
 )]
 pub struct AccessPolicySpec {
     /// Private: only the creator of a key may view and manage it, and only the creator of the policy may change the
-    /// policy. Advanced: rules and generalAccess decide.
+    /// policy. Advanced: rules and generalAccess apply.
     pub mode: AccessMode,
 
-    /// Access by group. A NoAccess rule that matches wins; otherwise the highest level that matches.
+    /// Access by group, for mode Advanced; at most 64 rules. A NoAccess rule that matches wins; otherwise the highest
+    /// level that matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     pub rules: Vec<AccessRule>,
 
-    /// Access to the keys for everyone whom no rule covers.
+    /// Access to the keys for every user that no rule covers. Required for mode Advanced, forbidden for Private.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AccessLevel")]
     pub general_access: Option<AccessLevel>,
 
-    /// Access to the policy itself for everyone whom no rule covers. Absent means generalAccess.
+    /// Access to the policy itself for every user that no rule covers. Absent means the same as generalAccess.
+    /// Forbidden for mode Private.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AccessLevel")]
     pub general_policy_access: Option<AccessLevel>,
 }
 
-/// Who decides.
+/// The mode of a policy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccessMode {
-    /// Only the creator of a key.
+    /// Only the creator has access.
     Private,
-    /// Rules by group, and general access.
+    /// Rules by group and general access apply.
     Advanced,
 }
 
-/// What a group may do.
+/// The access of groups.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessRule {
-    /// The groups that this rule covers, as the cluster authenticates them.
+    /// The groups that this rule covers, by the names that the cluster authenticates; 1 to 64.
     #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(256)))]
     pub groups: Vec<String>,
-    /// Access to the keys.
+    /// Access to the keys: Manage, Read or NoAccess.
     pub access: AccessLevel,
     /// Access to the policy itself. Absent means the same as access.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,10 +83,10 @@ pub struct AccessRule {
     pub policy_access: Option<AccessLevel>,
 }
 
-/// How much a subject may do.
+/// A level of access.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AccessLevel {
-    /// Nothing.
+    /// No access.
     NoAccess,
     /// View.
     Read,
@@ -92,7 +94,7 @@ pub enum AccessLevel {
     Manage,
 }
 
-/// What the cluster makes of a policy. Written by the operator alone.
+/// The observed state of an AccessPolicy. Only the operator writes it.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessPolicyStatus {
@@ -100,23 +102,23 @@ pub struct AccessPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Accepted: the policy is in force. Ready: the same. Unmanageable is present, and True, while no group may
-    /// change the policy, so that only its creator or a holder of access-policies:UpdateAll can.
+    /// Accepted: the policy is in force. Ready: the same. Unmanageable is present, and True, while no group may change
+    /// the policy. Then only holders of access-policies:UpdateAll can, and the creator of a Private policy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 
-    /// How many ApiKeys refer to this policy.
+    /// The number of ApiKeys that refer to this policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_count: Option<i64>,
 
-    /// The names of the ApiKeys that refer to this policy, in order; at most the first hundred.
+    /// The names of the ApiKeys that refer to this policy, sorted; at most the first 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
     pub keys: Vec<String>,
 
-    /// The groups that are locked out of these keys by a NoAccess rule. An asterisk stands for everyone whom no rule
-    /// covers; in a Private policy, for everyone but the creator of the key.
+    /// The groups without access to these keys, by a NoAccess rule. An asterisk stands for every user that no rule
+    /// covers; in a Private policy, for every user but the creator of the key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub locked_out: Vec<String>,

@@ -5,8 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-// Seed, "Create an API key": a recognizable name, a type, presets or permissions or both.
-/// The key that a team asks for.
+// docs/specification.md, "Actions": a recognizable name, a type, presets or permissions or both.
+/// The desired state of an ApiKey.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "keywright.dev",
@@ -71,7 +71,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("has(self.legacy) || has(self.presets) && size(self.presets) > 0 || has(self.permissions) && size(self.permissions) > 0")
         .message("a key needs at least one entry in presets or permissions"),
     validation = Rule::new("!has(self.legacy) || (!has(self.presets) || size(self.presets) == 0) && (!has(self.permissions) || size(self.permissions) == 0)")
-        .message("what a legacy key may do is fixed by its kind: remove presets and permissions, or remove legacy and make a custom key")
+        .message("the kind of a legacy key fixes its permissions: remove presets and permissions, or remove legacy to create a custom key")
         .field_path(".legacy")
         .reason(Reason::FieldValueForbidden),
     validation = Rule::new("!has(self.legacy) || !has(self.rotation)")
@@ -94,21 +94,22 @@ use serde::{Deserialize, Serialize};
         .field_path(".legacy"),
 )]
 pub struct ApiKeySpec {
-    /// The recognizable name of the key, shown in lists. Free text; absent means the object's name.
+    /// The name of the key in lists: free text on one line, at most 128 characters. Absent means the name of the
+    /// object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub display_name: Option<String>,
 
-    /// The kind of key. Personal: one user's, for tests and experiments, not for production. SendYourData:
+    /// The type of the key. Personal: belongs to one user, for tests and experiments, not for production. SendYourData:
     /// shared, ingestion permissions only. Team: shared, for programmatic access to the API. Immutable.
     #[serde(rename = "type")]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("type is immutable: delete this ApiKey and create another"))]
     pub key_type: KeyType,
 
-    /// The user to whom a Personal key belongs, as the cluster authenticates that user. Required on a Personal
-    /// key, not allowed on others. Immutable.
+    /// The user that a Personal key belongs to, by the user name that the cluster authenticates. Required for a
+    /// Personal key, forbidden for others. At most 256 characters. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(
@@ -118,36 +119,37 @@ pub struct ApiKeySpec {
     )]
     pub user: Option<String>,
 
-    /// Role presets: named groups of permissions from the PermissionCatalogs of the cluster. Upper and lower case
-    /// are the same. A preset marked standalone (RUM) may not be combined with anything else.
+    /// Role presets: named groups of permissions from the PermissionCatalogs of the cluster; at most 64. Names are not
+    /// case-sensitive. A standalone preset (RUM) can't be combined with another preset or permission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(128)))]
     pub presets: Vec<String>,
 
-    /// Individual permissions, written resource:Action, from the PermissionCatalogs of the cluster. Upper and
-    /// lower case are the same.
+    /// Individual permissions, written resource:Action, from the PermissionCatalogs of the cluster; at most 512. Names
+    /// are not case-sensitive.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(128)))]
     pub permissions: Vec<String>,
 
-    /// Whether the key may be used. Absent means true. false refuses the key at once and keeps its value, so that
-    /// true restores the same value.
+    /// Whether the key may be used. Absent means true. If false, verifiers reject the key. The value is kept, so that
+    /// true makes the same value work again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<bool>,
 
-    /// The AccessPolicy in this namespace that says who may view and manage the key. Team and SendYourData only.
+    /// The AccessPolicy in this namespace that limits which users may view and manage the key. While it does not exist,
+    /// access is denied. Absent means no limit beyond permissions. Team and SendYourData only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_policy_ref: Option<AccessPolicyRef>,
 
-    /// Makes this a legacy key of the given kind: its value is not minted but imported from the Secret that
-    /// secret.name and secret.key name, which is read and never written; what it may do is fixed by the legacy roles
-    /// of the catalogue. Immutable.
+    /// Makes this a legacy key of the given kind. Its value is not minted but imported from the Secret that secret.name
+    /// and secret.key name, which is read and never written. The legacy roles of the PermissionCatalogs define its
+    /// permissions. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LegacyKind")]
     pub legacy: Option<LegacyKind>,
 
-    /// When the key stops working, as an RFC 3339 time such as 2027-06-01T00:00:00Z. Absent means never. May be
-    /// moved: an expired key works again, with the same value, once this lies in the future.
+    /// The time at which the key stops working, in RFC 3339 format such as 2027-06-01T00:00:00Z. Absent means never. If
+    /// the time of an expired key is moved to the future, the same value works again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     #[x_kube(
@@ -161,13 +163,14 @@ pub struct ApiKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
 
-    /// Where the value is written. Absent means Secret NAME-secret, key key-value.
+    /// The Secret that receives the value. Absent means Secret NAME-secret, key key-value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretTemplate>,
 }
 
-/// A CEL test for RFC 3339, section 5.6 (`date-time`), also in lower case and with leap seconds, for which there are rules
-/// of their own. That the day exists in its month is checked by [`crate::domain::validate`].
+/// A CEL test for RFC 3339, section 5.6 (`date-time`). It accepts lower case and leap seconds, which [`TIME_CASE_RULE`]
+/// and [`LEAP_SECOND_RULE`] reject with messages of their own. [`crate::domain::validate`] checks that the month has
+/// the day.
 macro_rules! is_time {
     () => {
         "self.matches('(?i)^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')"
@@ -177,19 +180,19 @@ const TIME_RULE: &str = is_time!();
 const TIME_CASE_RULE: &str = concat!("!", is_time!(), " || !self.matches('[tz]')");
 const LEAP_SECOND_RULE: &str = concat!("!", is_time!(), " || !self.contains(':60')");
 
-// Seed, "Types of API keys".
-/// The kind of a key.
+// docs/specification.md, "Key types".
+/// The type of a key.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyType {
-    /// One user's key.
+    /// Belongs to one user.
     Personal,
-    /// A shared key that only sends data.
+    /// Shared; only sends data.
     SendYourData,
-    /// A shared key for the API.
+    /// Shared; for programmatic access to the API.
     Team,
 }
 
-// Seed, "Migrate legacy keys to custom API keys": the kinds, and the type under which each is listed.
+// docs/specification.md, "Legacy keys": the kinds, and the type under which each is listed.
 /// The kind of a legacy key.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LegacyKind {
@@ -205,7 +208,7 @@ pub enum LegacyKind {
     Scim,
 }
 
-/// Names an AccessPolicy in the same namespace.
+/// A reference to an AccessPolicy in the same namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct AccessPolicyRef {
     /// The name of the AccessPolicy.
@@ -214,7 +217,7 @@ pub struct AccessPolicyRef {
     pub name: String,
 }
 
-/// When a value is replaced.
+/// The rotation of a value.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -225,8 +228,8 @@ pub struct AccessPolicyRef {
         .field_path(".overlap"),
 )]
 pub struct Rotation {
-    /// Replace the value when it is this old, as a duration such as 720h or 90m; at least 1m. Absent means only
-    /// when requestedAt asks for it.
+    /// The age at which the value is replaced, as a duration such as 720h, 90m or 1h30m; at least 1m. Absent means that
+    /// only requestedAt replaces the value. An inactive or expired key is not rotated by its age.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(
@@ -235,16 +238,17 @@ pub struct Rotation {
     )]
     pub every: Option<String>,
 
-    /// How long the replaced value keeps working, as a duration such as 24h. 0s revokes it at once. Absent means
-    /// 24h, or half of every if that is shorter. It never outlives expiresAt.
+    /// The time for which the replaced value keeps working, as a duration such as 24h; shorter than every. 0s revokes
+    /// it at once. Absent means 24h, or half of every if that is shorter. The replaced value never works past
+    /// expiresAt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 24h, 30m or 0s"))]
     pub overlap: Option<String>,
 
-    /// Set this to the current time to request one rotation. A time that is later than that of the last rotation is a
-    /// request; the same or an older time is none, so that it can stay in Git and a revert does not rotate. A time in the
-    /// future requests a rotation at that time.
+    /// Requests one rotation: set it to the current time, in RFC 3339 format. A time later than
+    /// status.lastHandledRequestedAt is a request. The same or an earlier time is not, so that the field can stay in
+    /// Git and a revert does not rotate. A time in the future requests a rotation at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     #[x_kube(
@@ -255,14 +259,13 @@ pub struct Rotation {
     pub requested_at: Option<String>,
 }
 
-/// GEP-2257, the duration format of the Gateway API, without fractions of a second.
+/// GEP-2257, the duration format of the Gateway API, without milliseconds.
 const DURATION_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s)){1,3}$')";
 const EVERY_RULE: &str = "!self.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self) >= duration('1m')";
 const OVERLAP_RULE: &str = "!has(self.every) || !has(self.overlap) || !self.every.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || !self.overlap.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self.overlap) < duration(self.every)";
 
 /// The Secret that receives the value. Its type is always `keywright.dev/api-key`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
-
 pub struct SecretTemplate {
     /// The name of the Secret. Absent means the ApiKey's name followed by -secret. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -271,7 +274,8 @@ pub struct SecretTemplate {
         .message("must be a Secret name: lower case letters, digits, - and ., at most 253 characters"))]
     pub name: Option<String>,
 
-    /// The key inside the Secret that holds the value. Absent means key-value. Immutable.
+    /// The key inside the Secret that holds the value. Absent means key-value. Immutable. A sealed value is under key
+    /// sealed-value instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(
@@ -279,17 +283,17 @@ pub struct SecretTemplate {
             .message("must consist of letters, digits, -, _ and ."),
         validation = Rule::new("self != '.' && !self.startsWith('..')").message("must not be . and not begin with .."),
         validation = Rule::new("!(self in ['sealed-value', 'claimed'])")
-            .message("sealed-value and claimed are where sealed values are: choose another key"),
+            .message("sealed-value and claimed are reserved for sealed values: choose another key"),
     )]
     pub key: Option<String>,
 
-    /// Labels of the Secret. The ApiKey's own labels are not copied.
+    /// Labels of the Secret, at most 32. The labels of the ApiKey are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32), extend("additionalProperties" = {"type": "string", "maxLength": 63}))]
     #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
     pub labels: BTreeMap<String, String>,
 
-    /// Annotations of the Secret. The ApiKey's own annotations are not copied.
+    /// Annotations of the Secret, at most 32. The annotations of the ApiKey are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32), extend("additionalProperties" = {"type": "string", "maxLength": 4096}))]
     #[x_kube(validation = Rule::new(RESERVED_RULE).message("keys of keywright.dev are reserved"))]
@@ -298,7 +302,7 @@ pub struct SecretTemplate {
 
 const RESERVED_RULE: &str = "self.all(k, !k.startsWith('keywright.dev/') && !k.contains('.keywright.dev/'))";
 
-/// What the cluster knows of a key. Written by the operator alone.
+/// The observed state of an ApiKey. Only the operator writes it; verifiers write lastUsedAt.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKeyStatus {
@@ -306,36 +310,37 @@ pub struct ApiKeyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the key is as the spec wants it. Accepted: the spec is valid and every name in it is known.
-    /// PolicyAccepted: the access policy is in force. Reconciling and Stalled are present only while true.
+    /// Ready: the key is as the spec requests. Accepted: the spec is valid and every preset and permission in it
+    /// exists. PolicyAccepted: the AccessPolicy exists; present only with accessPolicyRef. Reconciling and Stalled are
+    /// present only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 
-    /// The state of the key in one word. The verifier accepts the values of an Active key, and of a Lost one for as
-    /// long as somebody still has them.
+    /// The state of the key. Verifiers accept the values of an Active key, and also of a Lost one, since clients may
+    /// still have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "KeyState")]
     pub state: Option<KeyState>,
 
-    /// The id of the current value: key_ and the first 16 hex digits of its SHA-256. It may be logged; the value
-    /// may not.
+    /// The id of the current value: key_ and the first 16 hex digits of its SHA-256 digest. Unlike the value, it may be
+    /// logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
 
-    /// Who created the ApiKey, as the cluster authenticated it. It never changes.
+    /// The user who created the ApiKey, as the cluster authenticated that user. It never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<Creator>,
 
-    /// How the value is kept and whether somebody saw it. Absent while the value is plain in its Secret.
+    /// How the sealed value is kept and whether it was revealed. Absent while the value is plain in its Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reveal: Option<Reveal>,
 
-    /// When the key was last used, as far as a verifier says. Coarse.
+    /// The time of the last use that a verifier reported. By default it is updated at most once an hour.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "time_if_any")]
     pub last_used_at: Option<Time>,
 
-    /// When the first value of the key was minted.
+    /// The time at which the first value was minted or imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Time>,
 
@@ -343,17 +348,17 @@ pub struct ApiKeyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
 
-    /// The presets in force, in the catalogue's spelling. A preset that left the catalogue is missing here.
+    /// The presets in force, in the spelling of the PermissionCatalog. A preset that left the catalog is missing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub presets: Vec<String>,
 
-    /// The individual permissions in force, in the catalogue's spelling.
+    /// The individual permissions in force, in the spelling of the PermissionCatalog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
-    /// The digests of the values that work: the current one first, then the one in overlap, if any.
+    /// The values that work, by their digests: the current one first, then the one in overlap, if any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "atomic"))]
     pub tokens: Vec<Token>,
@@ -362,26 +367,26 @@ pub struct ApiKeyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_requested_at: Option<String>,
 
-    /// When the value was last replaced.
+    /// The time at which the value was last replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_rotated_at: Option<Time>,
 
-    /// When the value is due to be replaced.
+    /// The time at which the value is due to be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_rotation_at: Option<Time>,
 }
 
-// Seed, "Actions": a key is listed with its creator's name and type.
-/// Who created an object.
+// docs/specification.md, "Actions": a key is listed with the name and type of its creator.
+/// The user who created an object.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Creator {
     /// The user name.
     pub name: String,
-    /// Whether that is a person or a workload.
+    /// Whether the user is a person or a workload.
     pub kind: CreatorKind,
 }
 
-/// What kind of user created an object.
+/// The kind of user that created an object.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CreatorKind {
     /// A user.
@@ -390,62 +395,62 @@ pub enum CreatorKind {
     ServiceAccount,
 }
 
-/// A time that somebody else than the operator may have written. One that is out of range, as the year 9999 is for some time
-/// zones, is as if it were not there, so that the rest of the object can be read.
+/// Reads a time that another writer than the operator may have written. A time out of range, such as the year 9999 in
+/// some time zones, is read as absent, so that the rest of the object can be read.
 fn time_if_any<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()).map(Time))
 }
 
-/// How a sealed value is shown.
+/// The state of a sealed value.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Reveal {
-    /// Whether the value can be seen once only.
+    /// Sealed: the value can be revealed any number of times. OneTime: it can be revealed once.
     pub mode: RevealMode,
-    /// Whether it was.
+    /// Whether the current value is Unrevealed, Revealed or Erased.
     pub state: RevealState,
-    /// When the current value was first revealed, or erased.
+    /// The time at which the current value was first revealed, or erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
-    /// Who saw it first.
+    /// The user that the current value was first revealed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
 }
 
-/// How often a sealed value may be seen.
+/// How often a sealed value can be revealed.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RevealMode {
-    /// Sealed: whoever may view the key may reveal it, as often as they like.
+    /// Any number of times, to users who may reveal the key.
     Sealed,
-    /// Sealed, and gone from the cluster once it was revealed.
+    /// Once; then the sealed value is removed from the cluster.
     OneTime,
 }
 
-/// What became of a sealed value.
+/// Whether a sealed value was revealed.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RevealState {
-    /// Nobody has seen the current value.
+    /// The current value was not revealed.
     Unrevealed,
-    /// Somebody has.
+    /// The current value was revealed.
     Revealed,
-    /// Nobody did in time, and the value is gone.
+    /// The current value was not revealed in time and was erased.
     Erased,
 }
 
-/// The state of a key, in one word.
+/// The state of a key.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyState {
     /// The key works.
     Active,
-    /// `active: false`.
+    /// `active` is false, or the key was unused for `limits.deactivateUnusedAfter`.
     Inactive,
     /// `expiresAt` has passed.
     Expired,
-    /// Not minted yet; Keywright is working on it or waits for something that can come by itself.
+    /// Not minted yet: Keywright is minting the value, or waits for another object.
     Pending,
-    /// The spec can't be accepted; the condition Accepted says why and what to do.
+    /// The spec violates a rule, or the value can't be imported. The conditions state the problem and the fix.
     Rejected,
-    /// The Secret no longer holds the value, which can't be restored. It still works where it is known; ask for a
-    /// rotation to mint a new one.
+    /// The Secret no longer holds the value, which can't be restored. Clients that have the value can still use it.
+    /// Request a rotation to mint a new one.
     Lost,
 }
 
@@ -458,21 +463,21 @@ pub struct SecretRef {
     pub key: String,
 }
 
-/// One value of a key, without the value.
+/// One value of a key, by its digest.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
-    /// key_ and the first 16 hex digits of the digest.
+    /// The id of the value: key_ and the first 16 hex digits of the digest.
     pub id: String,
-    /// SHA-256 of the whole value, 64 hex digits.
+    /// The SHA-256 digest of the whole value: 64 hex digits.
     pub sha256: String,
-    /// Which value of the key it is, counted from 1. It only grows, so that an older value that is put back into the
-    /// Secret is recognized.
+    /// The number of the value, counted from 1. It only grows, so that the operator recognizes an older value that was
+    /// put back into the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
-    /// When the value was minted.
+    /// The time at which the value was minted or imported.
     pub minted_at: Time,
-    /// When the value stops working: the end of the overlap, or the expiry of the key. Absent means never.
+    /// The time at which the value stops working: the end of the overlap, or the expiry of the key. Absent means never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
 }

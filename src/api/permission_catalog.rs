@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LegacyKind;
 
-/// Permissions, presets, roles and legacy roles that keys may carry. Several catalogues merge.
+/// The permissions, presets, roles and legacy roles of this catalog.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[kube(
     group = "keywright.dev",
@@ -16,7 +16,7 @@ use super::LegacyKind;
     category = "keywright",
     status = "PermissionCatalogStatus",
     derive = "PartialEq",
-    doc = "The permissions, presets and roles that ApiKeys may carry. All catalogues of the cluster merge; where two contradict each other, the older one holds and the younger one says so in its conditions.",
+    doc = "The permissions and presets that ApiKeys may carry, and the roles of users. All catalogs of the cluster merge. Where two contradict each other, the older one applies and a condition of the younger one lists the conflicts.",
     printcolumn(name = "Permissions", type_ = "integer", json_path = ".status.permissions"),
     printcolumn(name = "Presets", type_ = "integer", json_path = ".status.presets"),
     printcolumn(
@@ -28,39 +28,40 @@ use super::LegacyKind;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PermissionCatalogSpec {
-    /// What this catalogue describes and where its facts come from.
+    /// The subject of this catalog and the sources of its facts. For information only; at most 4096 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     #[x_kube(validation = Rule::new(super::TEXT_RULE).message(super::TEXT_MESSAGE))]
     pub description: Option<String>,
 
-    /// The permissions.
+    /// The permissions that this catalog defines; at most 2000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2000), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub permissions: Vec<CatalogPermission>,
 
-    /// The presets: named groups of permissions.
+    /// The presets that this catalog defines: named groups of permissions; at most 500.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 500), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub presets: Vec<CatalogPreset>,
 
-    /// The system roles of people.
+    /// The system roles of users; at most 100. The command keywright cluster-roles prints a ClusterRole for each; the
+    /// operator ignores them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub roles: Vec<CatalogRole>,
 
-    /// The roles of legacy keys.
+    /// The permissions of legacy keys, by kind; at most 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["name"]))]
     pub legacy_roles: Vec<LegacyRole>,
 }
 
-/// How well a fact is known.
+/// The evidence for a fact.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Evidence {
     /// A source states it.
     Documented,
-    /// A guess from names and patterns; no source states it.
+    /// Derived from names and patterns; no source states it.
     Inferred,
     /// Partly documented, partly inferred; the entry lists which.
     Mixed,
@@ -75,195 +76,198 @@ pub enum Completeness {
     Likely,
     /// Known to be incomplete.
     Partial,
-    /// Nobody checked.
+    /// Not checked.
     Unverified,
     /// Not known.
     Unknown,
 }
 
-/// Where a permission applies.
+/// The scope of a permission.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CatalogLevel {
     /// Inside one team.
     Team,
-    /// Across the organisation.
+    /// Across the organization.
     Organization,
 }
 
-/// One permission.
+/// A permission.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CatalogPermission {
-    /// resource:Action, in the spelling that Keywright shows. Upper and lower case are the same.
+    /// The name, in the form resource:Action and in the spelling that Keywright shows; at most 128 characters. Names
+    /// are not case-sensitive.
     #[schemars(
         length(min = 3, max = 128),
         regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._#-]*:[A-Za-z0-9][A-Za-z0-9._#-]*$")
     )]
     pub name: String,
 
-    /// What it allows.
+    /// The operations that the permission allows. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
-    /// The group under which it is shown.
+    /// The group that the permission is listed under. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub group: Option<String>,
 
-    /// The number that the described system gives it.
+    /// The number of the permission in the described system. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<i64>,
 
-    /// Whether it only sends data. SendYourData keys may carry ingestion permissions alone. Absent means false.
+    /// Whether the permission only sends data. SendYourData keys may carry only ingestion permissions. Absent means
+    /// false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingestion: Option<bool>,
 
-    /// Whether the described system hides it in lists. Absent means false.
+    /// Whether the described system hides the permission in lists. Absent means false. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<bool>,
 
-    /// Where it applies.
+    /// The levels that the permission applies to: Team, Organization or both. For information only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "set"))]
     pub levels: Vec<CatalogLevel>,
 
-    /// How well it is known which roles hold it.
+    /// The evidence for the roles that hold the permission. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Evidence")]
     pub roles_evidence: Option<Evidence>,
 
-    /// The sources for it, for its roles included.
+    /// The sources for the permission and its roles; at most 16. For information only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 512), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub sources: Vec<String>,
 }
 
-/// One preset: a named group of permissions.
+/// A preset: a named group of permissions.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CatalogPreset {
-    /// The name, in the spelling that Keywright shows. Upper and lower case are the same.
+    /// The name, in the spelling that Keywright shows; at most 128 characters. Names are not case-sensitive.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
     pub name: String,
 
-    /// What it is for.
+    /// The purpose of the preset. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
-    /// Whether a key that has this preset may have nothing else. Absent means false.
+    /// Whether a key with this preset can't have another preset or permission. Absent means false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standalone: Option<bool>,
 
-    /// What a key with this preset may do.
+    /// The permissions that the preset grants to a key; at most 1000. Names that no catalog defines have no effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
-    /// How well the list of permissions is known.
+    /// The evidence for the list of permissions. A key with a preset that is Inferred is accepted with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Evidence")]
     pub evidence: Option<Evidence>,
 
-    /// How complete the list of permissions is.
+    /// How complete the list of permissions is. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Completeness")]
     pub completeness: Option<Completeness>,
 
-    /// Those of permissions that are inferred, where evidence is Mixed.
+    /// The entries of permissions that are inferred, where evidence is Mixed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub inferred: Vec<String>,
 
-    /// Permissions that may belong here and are left out.
+    /// Permissions that may belong to the preset and are left out. For information only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub uncertain: Vec<String>,
 
-    /// Permissions that the described system gives to people under this preset, and not to keys.
+    /// Permissions that the described system gives to users under this preset, and not to keys. The ClusterRole of the
+    /// preset grants them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub people_permissions: Vec<String>,
 
-    /// What else to know.
+    /// Further remarks. For information only; at most 1024 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub note: Option<String>,
 
-    /// The sources for it.
+    /// The sources for the preset; at most 16. For information only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 512), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub sources: Vec<String>,
 }
 
-/// One system role of people.
+/// A system role of users.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CatalogRole {
-    /// The name.
+    /// The name of the role; at most 128 characters.
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 
-    /// What it is for.
+    /// The purpose of the role. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub description: Option<String>,
 
-    /// How well it is known, where that differs from what the two lists below say.
+    /// The evidence for the role as a whole, where it differs from that of the two lists below. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Evidence")]
     pub evidence: Option<Evidence>,
 
-    /// Permissions that a source states for this role.
+    /// The permissions that a source states for this role; at most 2000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub documented_permissions: Vec<String>,
 
-    /// Permissions that are guessed for this role from names and groups.
+    /// The permissions that are inferred for this role from names and groups; at most 2000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub inferred_permissions: Vec<String>,
 }
 
-/// One role of legacy keys.
+/// The permissions of one kind of legacy key.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct LegacyRole {
-    /// The name.
+    /// The name of the legacy role; at most 128 characters.
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub name: String,
 
-    /// What a legacy key with this role may do.
+    /// The permissions of legacy keys with this role; at most 1000. Names that no catalog defines have no effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 3, max = 128), regex(pattern = super::LINE_PATTERN)), extend("x-kubernetes-list-type" = "atomic"))]
     pub permissions: Vec<String>,
 
-    /// The kind of legacy key that has this role.
+    /// The kind of legacy key that has this role. Absent means that the role has no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LegacyKind")]
     pub legacy_kind: Option<LegacyKind>,
 
-    /// The legacy key that has this role, in the words of the described system.
+    /// The name of the legacy key that has this role in the described system. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     #[x_kube(validation = Rule::new(super::LINE_RULE).message(super::LINE_MESSAGE))]
     pub legacy_key: Option<String>,
 
-    /// How well the pairing of key and role is known.
+    /// The evidence for the pairing of key and role. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Evidence")]
     pub legacy_key_evidence: Option<Evidence>,
 }
 
-/// What the cluster makes of a catalogue. Written by the operator alone.
+/// The observed state of a PermissionCatalog. Only the operator writes it.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct PermissionCatalogStatus {
@@ -271,17 +275,18 @@ pub struct PermissionCatalogStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Accepted: every entry is in force. False with reason Conflict: some entries contradict an older catalogue
-    /// and have no effect. False with reason Invalid: some entries are not well formed and have no effect.
+    /// Accepted: every entry is in force. False with reason Conflict: some entries contradict an older catalog and have
+    /// no effect. False with reason Invalid: some entries are invalid and have no effect. Ready: the same as Accepted.
+    /// Stalled is present only while they are False.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 
-    /// How many permissions this catalogue has in force.
+    /// The number of permissions of this catalog that are in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<i64>,
 
-    /// How many presets this catalogue has in force.
+    /// The number of presets of this catalog that are in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presets: Option<i64>,
 }

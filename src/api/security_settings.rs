@@ -2,8 +2,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-// Seed, "Security".
-/// The settings of a team: one object a namespace, named default.
+// docs/specification.md, "Security settings".
+/// The API key security settings of a team.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[kube(
     group = "keywright.dev",
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
     category = "keywright",
     namespaced,
     derive = "PartialEq",
-    doc = "The API key security settings of a namespace: whether values can be seen once only, limits for keys, and the groups that may not see Team keys.",
+    doc = "The API key security settings of a namespace: one-time reveal of values, limits for keys, and the groups that can't use Team keys. The only object of a namespace is named default.",
     printcolumn(name = "One-Time Reveal", type_ = "boolean", json_path = ".spec.oneTimeReveal"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name == 'default'")
@@ -22,80 +22,87 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SecuritySettingsSpec {
-    /// Whether the value of a key can be seen only once. Applies to keys created afterwards.
+    /// Whether the value of a key can be revealed only once. Absent means false. Applies to keys created afterwards; a
+    /// rotation keeps the mode of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_reveal: Option<bool>,
 
-    /// Whether keys under one-time reveal are also written to a plain Secret for workloads. Absent means Deny. Never
-    /// applies to Personal keys, which are for people.
+    /// Whether the value of a key under one-time reveal is also written in plain to its Secret, for workloads. Absent
+    /// means Deny. Applies to keys created afterwards, and never to Personal keys, whose values are for users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "WorkloadSecrets")]
     pub workload_secrets: Option<WorkloadSecrets>,
 
-    /// Erase a sealed value that nobody revealed within this time from when it was minted, as a duration such as 168h.
-    /// Absent means never.
+    /// The time after minting at which a sealed value that was not revealed is erased, as a duration such as 168h.
+    /// Absent means never. An erased value can't be restored; request a rotation to mint a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
     pub erase_unrevealed_after: Option<String>,
 
-    /// Limits for every key of the namespace.
+    /// Limits for the keys of the namespace. Absent means none. A key is checked when it is created or changed; a key
+    /// that violated a limit before may stay as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
 
-    /// Groups whose members see only part of the data, and so may neither create nor view Team keys.
+    /// Groups whose members see only part of the data; at most 128. Their members can't create, reactivate,
+    /// extend, rotate or reveal Team keys, nor add rights to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "set", "items" = super::name_item(256)))]
     pub data_scoped_groups: Vec<String>,
 }
 
-/// Whether plain Secrets are written under one-time reveal.
+/// Whether values under one-time reveal are also written in plain.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WorkloadSecrets {
-    /// A plain Secret is written as well.
+    /// The value is also written in plain.
     Allow,
-    /// No plain Secret is written.
+    /// Only the sealed value is written.
     Deny,
 }
 
-/// Limits that an organisation sets for its keys.
+/// Limits for the keys of a namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// The longest time from creation to expiry, as a duration such as 2160h.
+    /// The longest time from the creation of a key to expiresAt, as a duration such as 2160h. If set, every key must
+    /// have expiresAt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
     pub max_lifetime: Option<String>,
 
-    /// Whether every key must have expiresAt.
+    /// Whether every key must have expiresAt. Absent means false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_expiry: Option<bool>,
 
-    /// The longest rotation.every allowed, as a duration such as 720h; at least 1m. Setting it requires rotation.
+    /// The longest rotation.every, as a duration such as 720h; at least 1m. If set, every key but a legacy key must
+    /// have rotation.every.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(
         validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"),
-        validation = Rule::new(LEAST_RULE).message("must be at least 1m, which is the least rotation.every"),
+        validation = Rule::new(MINIMUM_RULE).message("must be at least 1m, the minimum of rotation.every"),
     )]
     pub max_rotation_interval: Option<String>,
 
     /// Whether a change that adds presets or permissions to a key must also set a new rotation.requestedAt, so that
-    /// whoever saw the value before does not get what was added. Until the overlap of that rotation ends, the value
-    /// before carries it too: set rotation.overlap to 0s in the same change to prevent that. What a catalogue adds to a
-    /// preset is no change of the key.
+    /// users who saw the previous value do not get the added rights. Absent means false. The previous value has the
+    /// added rights too until its overlap ends; to prevent that, set rotation.overlap to 0s in the same change.
+    /// Permissions that a PermissionCatalog adds to a preset are not a change of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_rotation_on_raise: Option<bool>,
 
-    /// How many ApiKeys the namespace may have. Checked when one is created; existing ones stay. Keys that are created at
-    /// the same moment may exceed it by a few, since each replica of the webhook counts what it has seen.
+    /// The number of ApiKeys that the namespace may have. It is checked when a key is created; existing keys stay. Keys
+    /// that are created at the same moment may exceed it by a few, since each replica of the webhook counts the keys
+    /// that it has received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_keys: Option<i32>,
 
-    /// Deactivate a key that was not used for this long, as a duration such as 2160h. Counts from the last use that a
-    /// verifier reported, or from the last rotation if that is later; a key without any reported use stays active.
+    /// The time after which an unused key is deactivated, as a duration such as 2160h. It counts from the last use that
+    /// a verifier reported, or from the last rotation if that is later. A key without any reported use stays active.
+    /// Absent means never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 24))]
     #[x_kube(validation = Rule::new(DURATION_RULE).message("must be a duration such as 720h, 90m or 1h30m"))]
@@ -103,4 +110,4 @@ pub struct Limits {
 }
 
 const DURATION_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s)){1,3}$')";
-const LEAST_RULE: &str = "!self.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self) >= duration('1m')";
+const MINIMUM_RULE: &str = "!self.matches('^([0-9]{1,5}(h|m|s)){1,3}$') || duration(self) >= duration('1m')";

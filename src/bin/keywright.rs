@@ -1,4 +1,4 @@
-//! The binary of the operator and the verifier; see the library for everything.
+//! The binary of the operator and the verifier. The library holds the implementation.
 
 use std::{io::Write, path::Path, process::ExitCode};
 
@@ -7,28 +7,44 @@ use keywright::{
     access::roles::cluster_roles,
     api::{self, PermissionCatalog},
     runtime::{
-        args::{Args, Command},
-        operator, telemetry, verifier,
+        StartupError,
+        args::{Args, ServerCommand},
+        operator, verifier,
     },
+    telemetry::{Telemetry, TelemetryArgs},
 };
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::ClusterRoles { catalog } => print_cluster_roles(&catalog),
-        Command::Crds { directory } => crds(directory.as_deref()),
-        Command::Operator(args) => telemetry::start(args.log_format, &args.log).and_then(|()| {
-            let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-            runtime.block_on(operator::run(*args)).map_err(|error| error.to_string())
-        }),
-        Command::Verifier(args) => telemetry::start(args.log_format, &args.log).and_then(|()| {
-            let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-            runtime.block_on(verifier::run(*args)).map_err(|error| error.to_string())
-        }),
+        ServerCommand::ClusterRoles { catalog } => print_cluster_roles(&catalog),
+        ServerCommand::Crds { directory } => crds(directory.as_deref()),
+        ServerCommand::Operator(args) => {
+            serve(&args.telemetry.clone(), "keywright-operator", async { operator::run(*args).await })
+        }
+        ServerCommand::Verifier(args) => {
+            serve(&args.telemetry.clone(), "keywright-verifier", async { verifier::run(*args).await })
+        }
     };
     result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "keywright: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// Runs a command that serves until it is stopped.
+fn serve(
+    args: &TelemetryArgs,
+    service: &'static str,
+    command: impl Future<Output = Result<ExitCode, StartupError>>,
+) -> Result<ExitCode, String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let telemetry = {
+        let _guard = runtime.enter();
+        Telemetry::start(args, service).map_err(|error| error.to_string())?
+    };
+    let result = runtime.block_on(command).map_err(|error| error.to_string());
+    telemetry.stop();
+    result
 }
 
 fn crds(directory: Option<&Path>) -> Result<ExitCode, String> {

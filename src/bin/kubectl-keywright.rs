@@ -1,4 +1,4 @@
-//! The plugin's binary, `kubectl keywright`; see [`keywright::cli`] for everything.
+//! The binary of the plugin, `kubectl keywright`. The implementation is [`keywright::cli`].
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
-//! Who may call the webhook: clients with a certificate of a CA that the administrator names.
+//! Client authentication of the webhook: clients need a certificate of a CA that the administrator configures.
 //!
 //! An API server presents a certificate to a webhook if its admission configuration says so
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/#authenticate-apiservers>).
-//! The process itself, which asks its own webhook to know whether it is ready, has a certificate that it makes at its
-//! start; the key stays in memory.
+//! For its readiness check, the process calls its own webhook with a certificate that it generates at its start. The
+//! key stays in memory.
 
 use std::{
     fmt,
@@ -23,20 +23,20 @@ use rustls::{
 };
 use tokio::{fs, time::sleep};
 
-use super::{Certificate, Error, serving::provider};
+use super::{CertError, Certificate, serving::provider};
 
 const POLL: Duration = Duration::from_secs(10);
 
-/// Accepts clients with a certificate of the CA in a file, and this process.
+/// Accepts clients with a certificate of the CA in a file, and the process itself.
 pub struct ClientCa {
     file: PathBuf,
     own: Own,
     trusted: RwLock<Trusted>,
 }
 
-/// A certificate for this process as a client of itself.
+/// The certificate of this process as a client of its own webhook.
 pub struct Own {
-    /// The certificate, signed by its own key.
+    /// The self-signed certificate.
     pub certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
 }
@@ -47,7 +47,7 @@ struct Trusted {
 }
 
 impl Own {
-    /// The key, for one more connection.
+    /// Returns a copy of the key for a connection.
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {
         self.key.clone_key()
@@ -70,41 +70,45 @@ impl ClientCa {
     /// Reads the file: one or more certificates in PEM.
     ///
     /// # Errors
-    /// If it can't be read, or holds no certificate of a CA.
-    pub async fn load(file: &Path) -> Result<Arc<Self>, Error> {
+    /// If the file cannot be read, or holds no valid certificate.
+    pub async fn load(file: &Path) -> Result<Arc<Self>, CertError> {
         let key = rcgen::KeyPair::generate()?;
         let certificate = rcgen::CertificateParams::new(vec![])?.self_signed(&key)?.der().clone();
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| Error::Unreadable("a new key"))?;
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| CertError::Unreadable("a new key"))?;
         let trusted = RwLock::new(Trusted::of(read(file).await?)?);
         Ok(Arc::new(Self { file: file.to_owned(), own: Own { certificate, key }, trusted }))
     }
 
-    /// The certificate of this process.
+    /// Returns the client certificate of this process.
     #[must_use]
     pub fn own(&self) -> &Own {
         &self.own
     }
 
-    /// Follows the file for as long as it is polled. A file that can't be used leaves the CA as it is.
+    /// Reloads the file when it changes, and never returns. An invalid file does not change the CA.
     pub async fn follow(self: Arc<Self>) {
         let mut problem = None;
         loop {
             sleep(POLL).await;
-            let failed = self.look().await.err().map(|error| error.to_string());
+            let failed = self.reload().await.err().map(|error| error.to_string());
             if let Some(error) = failed.as_ref().filter(|error| problem.as_ref() != Some(*error)) {
-                tracing::warn!(file = %self.file.display(), error, "the webhook's client CA can't be read; the last is kept");
+                tracing::warn!(
+                    file = %self.file.display(),
+                    error,
+                    "cannot read the client CA of the webhook: keeping the previous one"
+                );
             }
             problem = failed;
         }
     }
 
-    async fn look(&self) -> Result<(), Error> {
+    async fn reload(&self) -> Result<(), CertError> {
         let pem = read(&self.file).await?;
         let same = self.trusted.read().unwrap_or_else(PoisonError::into_inner).pem == pem;
         if !same {
             let new = Trusted::of(pem)?;
             *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = new;
-            tracing::info!(file = %self.file.display(), "the webhook takes client certificates of a new CA");
+            tracing::info!(file = %self.file.display(), "loaded a new client CA for the webhook");
         }
         Ok(())
     }
@@ -114,26 +118,26 @@ impl ClientCa {
     }
 }
 
-async fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(file).await.map_err(|error| Error::File("the client CA", error))
+async fn read(file: &Path) -> Result<Vec<u8>, CertError> {
+    fs::read(file).await.map_err(|error| CertError::File("the client CA", error))
 }
 
 impl Trusted {
-    fn of(pem: Vec<u8>) -> Result<Self, Error> {
+    fn of(pem: Vec<u8>) -> Result<Self, CertError> {
         let mut roots = RootCertStore::empty();
         for certificate in Certificate::parse_all(&pem, "the client CA")? {
             roots.add(certificate.der().clone())?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
-            .map_err(|_| Error::Missing("a certificate in the client CA"))?;
+            .map_err(|_| CertError::Missing("a certificate in the client CA"))?;
         Ok(Self { pem, verifier })
     }
 }
 
 impl ClientCertVerifier for ClientCa {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // Hints could not change with the file. A client that was configured for this webhook needs none.
+        // The returned slice could not follow changes of the file, and a client of this webhook needs no hints.
         &[]
     }
 
@@ -143,7 +147,7 @@ impl ClientCertVerifier for ClientCa {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        // That it has the key is what the signature of the handshake says.
+        // The signature of the handshake proves that the client has the key.
         if *end_entity == self.own.certificate {
             return if intermediates.is_empty() {
                 Ok(ClientCertVerified::assertion())
@@ -181,7 +185,7 @@ impl ClientCertVerifier for ClientCa {
 mod tests {
     use super::*;
 
-    /// A CA in PEM and a certificate of it.
+    /// Returns a CA in PEM and a certificate that it signed.
     fn issue(usage: rcgen::ExtendedKeyUsagePurpose) -> (String, CertificateDer<'static>) {
         let mut params = rcgen::CertificateParams::new([]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_of_the_ca_in_the_file_are_let_in_and_the_process_itself() {
+    async fn clients_of_the_ca_in_the_file_and_the_process_itself_are_accepted() {
         use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
         let file = std::env::temp_dir().join(format!("keywright-client-ca-{}", std::process::id()));
         let ((first, client), (second, other), (_, server)) = (issue(ClientAuth), issue(ClientAuth), issue(ServerAuth));
@@ -206,21 +210,21 @@ mod tests {
         assert!(ca.offer_client_auth() && ca.client_auth_mandatory());
         assert_eq!([&client, &other, &server, &ca.own().certificate].map(accepts), [true, false, false, true]);
 
-        // A file that can't be used leaves the CA as it is.
+        // An invalid file does not change the CA.
         fs::write(&file, "no PEM").await.unwrap();
-        ca.look().await.unwrap_err();
+        ca.reload().await.unwrap_err();
         assert!(accepts(&client));
         fs::write(&file, format!("{first}{second}")).await.unwrap();
-        ca.look().await.unwrap();
+        ca.reload().await.unwrap();
         assert!(accepts(&client) && accepts(&other));
         fs::write(&file, &second).await.unwrap();
-        ca.look().await.unwrap();
+        ca.reload().await.unwrap();
         assert_eq!([&client, &other, &ca.own().certificate].map(accepts), [false, true, true]);
         fs::remove_file(&file).await.unwrap();
-        ca.look().await.unwrap_err();
+        ca.reload().await.unwrap_err();
         assert!(accepts(&other));
 
-        // A process has no use for another's certificate, nor for a certificate for servers.
+        // The certificate of another process is not accepted.
         let second_process = ClientCa::load(&file).await;
         assert!(second_process.is_err());
         fs::write(&file, &first).await.unwrap();

@@ -1,6 +1,6 @@
-//! The certificate from files: `tls.crt`, `tls.key` and perhaps `ca.crt`, as cert-manager writes them into a Secret.
+//! A certificate from files: `tls.crt`, `tls.key` and optionally `ca.crt`, as in a Secret of cert-manager.
 //!
-//! Polled by content. The kubelet replaces a directory symlink, which watches on the files do not see.
+//! The content is polled, because the kubelet replaces a directory symlink, which watches on the files do not report.
 
 use std::{
     io::ErrorKind,
@@ -17,7 +17,7 @@ use tokio::{fs, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Certificate, Error, Now, Resolver,
+    CertError, Certificate, Now, Resolver,
     serving::{Leaf, provider},
 };
 
@@ -27,26 +27,26 @@ const POLL: Duration = Duration::from_secs(10);
 pub struct Files {
     directory: PathBuf,
     resolver: Arc<Resolver>,
-    loaded: Option<Content>,
+    loaded: Option<FileContent>,
     poll: Duration,
 }
 
-/// What the files hold. No `Debug`: one of them is the key.
+/// The content of the files. It does not implement `Debug`, because it contains the key.
 #[derive(PartialEq)]
-struct Content {
+struct FileContent {
     cert: Vec<u8>,
     key: Vec<u8>,
     ca: Option<Vec<u8>>,
 }
 
 impl Files {
-    /// Nothing is read before [`Self::run`].
+    /// Creates the source. Nothing is read before [`Self::run`].
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>, now: Now) -> Self {
         Self { directory: directory.into(), resolver: Resolver::new(now), loaded: None, poll: POLL }
     }
 
-    /// What the listener serves.
+    /// Returns the resolver for the listener.
     #[must_use]
     pub fn resolver(&self) -> Arc<Resolver> {
         self.resolver.clone()
@@ -64,13 +64,14 @@ impl Files {
         shutdown.run_until_cancelled(keep_current).await;
     }
 
-    /// Serves what the files hold now, unless it is served already. On failure the old certificate stays.
-    async fn load(&mut self) -> Result<(), Error> {
-        let content = Content::read(&self.directory).await?;
+    /// Serves the current content of the files, unless it is served already. After a failure, the previous certificate
+    /// stays.
+    async fn load(&mut self) -> Result<(), CertError> {
+        let content = FileContent::read(&self.directory).await?;
         if self.loaded.as_ref() != Some(&content) {
             let leaf = content.leaf()?;
             if !leaf.validity.contains(self.resolver.now()) {
-                return Err(Error::NotValidNow("tls.crt"));
+                return Err(CertError::NotValidNow("tls.crt"));
             }
             self.resolver.serve(leaf);
             self.loaded = Some(content);
@@ -79,25 +80,26 @@ impl Files {
     }
 }
 
-impl Content {
-    async fn read(directory: &Path) -> Result<Self, Error> {
-        // Through the kubelet's symlink once, so that all files are of one version.
+impl FileContent {
+    async fn read(directory: &Path) -> Result<Self, CertError> {
+        // The kubelet's symlink is resolved once, so that all files are of the same version.
         let directory = &fs::canonicalize(directory.join("..data")).await.unwrap_or_else(|_| directory.to_owned());
-        let read = async |name: &'static str| fs::read(directory.join(name)).await.map_err(|e| Error::File(name, e));
+        let read =
+            async |name: &'static str| fs::read(directory.join(name)).await.map_err(|e| CertError::File(name, e));
         let ca = match read("ca.crt").await {
-            Err(Error::File(_, error)) if error.kind() == ErrorKind::NotFound => None,
+            Err(CertError::File(_, error)) if error.kind() == ErrorKind::NotFound => None,
             read => Some(read?),
         };
         Ok(Self { cert: read("tls.crt").await?, key: read("tls.key").await?, ca })
     }
 
-    fn leaf(&self) -> Result<Leaf, Error> {
+    fn leaf(&self) -> Result<Leaf, CertError> {
         let chain = Certificate::parse_all(&self.cert, "tls.crt")?;
         let validity = chain[0].validity();
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| Error::Unreadable("tls.key"))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| CertError::Unreadable("tls.key"))?;
         let chain = chain.iter().map(|cert| cert.der().clone()).collect();
         let key = CertifiedKey::from_der(chain, key, &provider())?;
-        // Only told about, never served: what is wrong with it is no reason to refuse the pair.
+        // The CA is reported and not served, so an invalid CA does not invalidate the pair.
         let ca = self.ca.as_deref().and_then(|ca| Certificate::parse_all(ca, "ca.crt").ok());
         let issuer = ca.and_then(|ca| ca.into_iter().min_by_key(|ca| ca.validity().until));
         Ok(Leaf { key: Arc::new(key), validity, issuer })
@@ -118,7 +120,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    /// The three files as cert-manager would make them.
+    /// Returns the three files as cert-manager writes them.
     fn issue(now: i64) -> [(&'static str, Vec<u8>); 3] {
         let life = Duration::from_mins(10);
         let ca = Authority::generate(at(now), life).unwrap();
@@ -138,7 +140,7 @@ mod tests {
         ]
     }
 
-    /// Swaps the directory's content as the kubelet does: a new directory, then one symlink.
+    /// Replaces the content of the directory as the kubelet does: a new directory, then one symlink.
     async fn mount(directory: &Path, version: &str, files: &[(&str, Vec<u8>)]) {
         let to = directory.join(version);
         create_dir_all(&to).await.unwrap();
@@ -150,11 +152,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_valid_is_served_and_what_is_not_leaves_the_old() {
+    async fn a_valid_pair_is_served_and_an_invalid_pair_does_not_replace_it() {
         let directory = std::env::temp_dir().join(format!("keywright-files-{}", std::process::id()));
         let mut files = Files::new(&directory, Arc::new(|| at(10)));
         let resolver = files.resolver();
-        let error = |result: Result<(), Error>| result.unwrap_err().to_string();
+        let error = |result: Result<(), CertError>| result.unwrap_err().to_string();
         assert!(error(files.load().await).starts_with("cannot read tls.crt"));
 
         let first = issue(0);
@@ -165,16 +167,16 @@ mod tests {
         assert_eq!(resolver.status().ca_not_after, Some(at(600)));
 
         let second = issue(5);
-        let torn = [second[0].clone(), first[1].clone()];
+        let mismatched = [second[0].clone(), first[1].clone()];
         let expired = issue(-5000);
         let broken = [("tls.crt", b"no PEM".to_vec()), second[1].clone()];
-        for (version, content) in [("..2", torn.as_slice()), ("..3", &expired), ("..4", &broken)] {
+        for (version, content) in [("..2", mismatched.as_slice()), ("..3", &expired), ("..4", &broken)] {
             mount(&directory, version, content).await;
             files.load().await.unwrap_err();
             resolver.trusted_by(&first[2].1, "keywright.ns.svc").unwrap();
         }
 
-        // Plain files work as well as a mounted Secret, and a ca.crt is not needed.
+        // Plain files work like a mounted Secret, and ca.crt is optional.
         remove_file(directory.join("..data")).await.unwrap();
         for (name, content) in &second[..2] {
             write(directory.join(name), content).await.unwrap();

@@ -1,9 +1,10 @@
-//! A certificate for the verifier, which may not read Secrets and so cannot have a CA: the leader issues it from the
-//! webhook's CA into a Secret that the verifier mounts, and publishes the CA in a ConfigMap, for its clients.
+//! The certificate of the verifier, which has no CA of its own because it may not read Secrets. The leader issues the
+//! certificate from the webhook's CA into a Secret that the verifier mounts, and publishes the CA in a ConfigMap for
+//! clients.
 //!
-//! Clients learn of a CA slowly, as mounted ConfigMaps reach a pod after a minute or two. So a successor is promoted only
-//! when the ConfigMap too has held it for the settle time, and even then a certificate of its predecessor is kept until
-//! it is due, for it is trusted as long as it lives. [`next`] holds the rule.
+//! Clients receive a new CA late: an updated ConfigMap reaches a pod after a minute or two. A successor is therefore
+//! promoted only when the ConfigMap, too, has held it for the settle time. After the promotion, a certificate of the
+//! predecessor is kept until it is due, because clients trust it until it expires. [`next`] implements this rule.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,35 +16,38 @@ use k8s_openapi::{
 use kube::{Api, Client};
 use tracing::info;
 
-use super::{Certificate, Error, authority::CaState, metadata, ours, post_params, serving::verify, x509::owns};
+use super::{
+    CertError, Certificate, authority::CaState, check_managed, metadata, post_params, serving::verify, x509::owns,
+};
 
 const CERT: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const CA: &str = "ca.crt";
 
-/// What is issued, and where it is put. Both objects are in our namespace.
+/// The certificate to issue, and the objects that receive it. Both are in the namespace of the operator.
 #[derive(Clone, Debug)]
 pub struct IssuedConfig {
-    /// The names under which the server is called.
+    /// The DNS names of the server.
     pub names: Vec<String>,
-    /// Name of the Secret that receives certificate and key.
+    /// The name of the Secret that receives the certificate and its key.
     pub secret: String,
-    /// Name of the ConfigMap that receives the CA.
+    /// The name of the ConfigMap that receives the CA.
     pub config_map: String,
 }
 
 impl IssuedConfig {
-    /// For a server that is called through `service`.
+    /// Returns the configuration for a server behind `service`.
     #[must_use]
     pub fn new(namespace: &str, service: &str, secret: &str, config_map: &str) -> Self {
-        let within = format!("{service}.{namespace}");
+        let qualified = format!("{service}.{namespace}");
         Self {
-            // The last is for clients that want a whole name; in a cluster of another domain, they use the one before.
+            // The last name is for clients that require a fully qualified name. In a cluster with another domain, they
+            // use the one before.
             names: vec![
                 service.to_owned(),
-                within.clone(),
-                format!("{within}.svc"),
-                format!("{within}.svc.cluster.local"),
+                qualified.clone(),
+                format!("{qualified}.svc"),
+                format!("{qualified}.svc.cluster.local"),
             ],
             secret: secret.to_owned(),
             config_map: config_map.to_owned(),
@@ -51,16 +55,17 @@ impl IssuedConfig {
     }
 }
 
-/// What is due for a certificate that was issued.
+/// The next action for the issued certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Another now, and why.
+    /// Issue a new certificate, for this reason.
     Issue(&'static str),
-    /// Nothing before this time.
+    /// Do nothing before this time.
     Wait(Timestamp),
 }
 
-/// What is due for what the Secret holds, under `names`, from this CA, when certificates live as long as `life`.
+/// Returns the next action for the data `held` of the Secret. Certificates are issued by `ca` for `names` and are valid
+/// for `life`.
 #[must_use]
 pub fn next(
     held: &BTreeMap<String, ByteString>,
@@ -70,33 +75,33 @@ pub fn next(
     life: Duration,
 ) -> Next {
     let Some(leaf) = held.get(CERT).and_then(|pem| Certificate::parse_all(&pem.0, CERT).ok()) else {
-        return Next::Issue("there is none that can be read");
+        return Next::Issue("no certificate can be read");
     };
     let leaf = &leaf[0];
     if !held.get(KEY).is_some_and(|key| owns(&key.0, leaf)) {
-        return Next::Issue("its key is missing or another's");
+        return Next::Issue("the key is missing or does not belong to the certificate");
     }
     let chain = [leaf.der().clone()];
     let accepted = |bundle: &str| names.iter().all(|name| verify(&chain, bundle.as_bytes(), name, now).is_ok());
     if !accepted(&ca.bundle()) {
-        return Next::Issue("nobody who trusts the CA accepts it");
+        return Next::Issue("a client that trusts the CA rejects it");
     }
     let (validity, issuer) = (leaf.validity(), ca.current.cert().validity());
     let due = if !accepted(ca.current.cert().pem()) {
-        // It is of the predecessor, which is trusted until it ends. Give the new CA time to become known, as long as
-        // half of what is left for renewing.
+        // The predecessor signed it, and clients trust it until it expires. They have an eighth of `life` to receive
+        // the new CA, but at most half of the time between renewal and expiry.
         let latest = validity.until - validity.until.duration_since(validity.renew_at()) / 2;
         validity.renew_at().max((issuer.from + life / 8).min(latest))
     } else if validity.until < issuer.until {
         validity.renew_at()
     } else {
-        // It lasts as long as its CA: another would gain nothing before that changes.
+        // It expires with its CA. A new certificate would not last longer before the CA changes.
         issuer.until
     };
-    if due <= now { Next::Issue("it is due") } else { Next::Wait(due) }
+    if due <= now { Next::Issue("the renewal is due") } else { Next::Wait(due) }
 }
 
-/// Keeps the Secret and the ConfigMap.
+/// Writes the Secret and the ConfigMap.
 pub(super) struct Issued {
     config: IssuedConfig,
     secrets: Api<Secret>,
@@ -114,13 +119,13 @@ impl Issued {
         &self.config.config_map
     }
 
-    /// The ConfigMap, if there is one.
-    pub(super) async fn read(&self) -> Result<Option<ConfigMap>, Error> {
+    /// Reads the ConfigMap, if it exists.
+    pub(super) async fn read(&self) -> Result<Option<ConfigMap>, CertError> {
         Ok(self.maps.get_opt(&self.config.config_map).await?)
     }
 
-    /// Makes the ConfigMap, as it was read, hold `bundle`. Whether something had to be written.
-    pub(super) async fn publish(&self, read: Option<ConfigMap>, bundle: &str) -> Result<bool, Error> {
+    /// Writes `bundle` to the ConfigMap that was read. Returns whether a write was necessary.
+    pub(super) async fn publish(&self, read: Option<ConfigMap>, bundle: &str) -> Result<bool, CertError> {
         let name = &self.config.config_map;
         let data = BTreeMap::from([(CA.to_owned(), bundle.to_owned())]);
         let Some(read) = read else {
@@ -128,7 +133,7 @@ impl Issued {
             self.maps.create(&post_params(), &map).await?;
             return Ok(true);
         };
-        ours(&read)?;
+        check_managed(&read)?;
         if read.data.as_ref() == Some(&data) {
             return Ok(false);
         }
@@ -137,22 +142,22 @@ impl Issued {
         Ok(true)
     }
 
-    /// Issues a certificate if one is due; the bundle must be published already. When the next is due.
-    pub(super) async fn keep(&self, ca: &CaState, now: Timestamp, life: Duration) -> Result<Timestamp, Error> {
+    /// Issues a certificate if one is due. The bundle must be published before. Returns when the next one is due.
+    pub(super) async fn keep(&self, ca: &CaState, now: Timestamp, life: Duration) -> Result<Timestamp, CertError> {
         let name = &self.config.secret;
         let read = self.secrets.get_opt(name).await?;
         if let Some(read) = &read {
-            ours(read)?;
+            check_managed(read)?;
         }
         let held = read.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
         let mut data = held.clone();
         let text = |text: String| ByteString(text.into_bytes());
         let mut due = next(&held, ca, &self.config.names, now, life);
-        if let Next::Issue(why) = due {
+        if let Next::Issue(reason) = due {
             let (cert, key) = ca.current.issue(&self.config.names, now, life)?;
             data = BTreeMap::from([(CERT.to_owned(), text(cert)), (KEY.to_owned(), text(key))]);
             due = next(&data, ca, &self.config.names, now, life);
-            info!(secret = name, why, "issuing a certificate for the verifier");
+            info!(secret = name, reason, "issuing a certificate for the verifier");
         }
         data.insert(CA.to_owned(), text(ca.bundle()));
         if data != held {
@@ -171,7 +176,7 @@ impl Issued {
         }
         match due {
             Next::Wait(until) => Ok(until),
-            // A CA that has expired signs nothing that lasts; the next step replaces it.
+            // The CA has expired; its next step replaces it.
             Next::Issue(_) => Ok(now),
         }
     }
@@ -180,7 +185,7 @@ impl Issued {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::authority::{Step, step},
+        super::authority::{CaStep, step},
         *,
     };
 
@@ -209,34 +214,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_served_is_replaced_after_two_thirds_or_when_it_serves_nobody() {
+    fn next_issues_after_two_thirds_and_for_a_certificate_that_clients_reject() {
         let ca = CaState::generate(at(0), CA_LIFE).unwrap();
         let held = issue(&ca, 0);
-        // A life of 300 s that began 30 s early.
+        // The validity begins 30 s early and lasts 330 s: two thirds end at 190.
         assert_eq!(next_at(&held, &ca, 0), Next::Wait(at(190)));
         assert_eq!(next_at(&held, &ca, 189), Next::Wait(at(190)));
-        assert_eq!(next_at(&held, &ca, 190), Next::Issue("it is due"));
-        assert_eq!(next_at(&held, &ca, 301), Next::Issue("nobody who trusts the CA accepts it"));
-        assert_eq!(next_at(&issue(&ca, 700), &ca, 700), Next::Wait(at(900)), "it lasts as long as its CA");
+        assert_eq!(next_at(&held, &ca, 190), Next::Issue("the renewal is due"));
+        assert_eq!(next_at(&held, &ca, 301), Next::Issue("a client that trusts the CA rejects it"));
+        assert_eq!(next_at(&issue(&ca, 700), &ca, 700), Next::Wait(at(900)), "it expires with its CA");
 
-        let unreadable = Next::Issue("there is none that can be read");
+        let unreadable = Next::Issue("no certificate can be read");
         assert_eq!(next_at(&BTreeMap::new(), &ca, 0), unreadable);
         assert_eq!(next_at(&data("x", "y"), &ca, 0), unreadable);
         let mut mixed = held.clone();
         mixed.insert(KEY.to_owned(), issue(&ca, 0)[KEY].clone());
-        let no_key = Next::Issue("its key is missing or another's");
+        let no_key = Next::Issue("the key is missing or does not belong to the certificate");
         assert_eq!(next_at(&mixed, &ca, 0), no_key);
         mixed.remove(KEY);
         assert_eq!(next_at(&mixed, &ca, 0), no_key);
 
         let another = CaState::generate(at(0), CA_LIFE).unwrap();
-        assert_eq!(next_at(&held, &another, 0), Next::Issue("nobody who trusts the CA accepts it"));
+        assert_eq!(next_at(&held, &another, 0), Next::Issue("a client that trusts the CA rejects it"));
         let renamed = [names(), vec!["other.ns.svc".to_owned()]].concat();
-        assert!(matches!(next(&held, &ca, &renamed, at(0), LIFE), Next::Issue(_)), "a Service of another name");
+        assert!(
+            matches!(next(&held, &ca, &renamed, at(0), LIFE), Next::Issue(_)),
+            "a name that is not in the certificate"
+        );
     }
 
-    /// Walks through two changes of the CA. Clients learn of a bundle `lag` seconds late. How many CAs signed.
-    fn walk(lag: i64) -> Result<usize, String> {
+    /// Simulates two changes of the CA, with clients that receive a bundle `lag` seconds late. Returns the number of
+    /// CAs that signed certificates.
+    fn simulate(lag: i64) -> Result<usize, String> {
         const SETTLE: Duration = Duration::from_secs(5);
         let mut ca = CaState::generate(at(0), CA_LIFE).unwrap();
         let mut held = BTreeMap::new();
@@ -253,7 +262,7 @@ mod tests {
             let since = u64::try_from(now - bundles.last().unwrap().0).unwrap();
             let due = step(&ca, at(now), Some(Duration::from_secs(since)), SETTLE);
             ca = ca.after(due, at(now), CA_LIFE).unwrap();
-            assert_ne!(due, Step::Replace);
+            assert_ne!(due, CaStep::Replace);
 
             let leaf = Certificate::parse_all(&held[CERT].0, CERT).unwrap().swap_remove(0);
             let old = bundles.iter().rposition(|(published, _)| *published <= now - lag).unwrap_or_default();
@@ -266,9 +275,9 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_learn_slowly_of_a_new_ca_are_not_cut_off() {
-        assert_eq!(walk(30), Ok(3), "much longer than the settle time of the webhook");
-        // That this test would notice.
-        walk(200).unwrap_err();
+    fn clients_that_receive_a_new_ca_late_accept_the_certificate() {
+        assert_eq!(simulate(30), Ok(3), "a lag much longer than the settle time");
+        // A lag that breaks trust, so the simulation detects it.
+        simulate(200).unwrap_err();
     }
 }

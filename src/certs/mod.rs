@@ -1,16 +1,15 @@
-//! The webhook's serving certificate: where it comes from, when it changes, and who trusts it. And the verifier's, which
-//! the leader issues from the same CA.
+//! The serving certificate of the webhook, and that of the verifier, which the leader issues from the webhook's CA.
 //!
-//! Two sources behind one [`Resolver`], which is what the TLS listener asks on each handshake, so that a new
-//! certificate needs no new listener:
+//! The TLS listener queries a [`Resolver`] at each handshake, so that a new certificate needs no new listener. The
+//! resolver has one of two sources:
 //!
-//! - [`SelfManaged`]: a CA of our own in a Secret, shared by all replicas. Each signs a leaf for itself and keeps its
-//!   key in memory; the leader alone changes the CA, and tells the API server by `caBundle` whom to trust.
-//! - [`Files`]: a mounted Secret that cert-manager (or anyone) keeps up to date.
+//! - [`SelfManaged`]: a CA in a Secret that all replicas share. Each replica signs its own leaf and keeps the key in
+//!   memory. Only the leader changes the CA and writes it to `caBundle` of the webhook configurations.
+//! - [`Files`]: a mounted Secret that cert-manager or another tool updates.
 //!
-//! The promise of the first: the CA changes without one admission call failing. [`authority`] holds the rule as a pure
-//! state machine, and its test walks through whole lives of a CA. Deleting the Secret is the way to throw a CA away at
-//! once; calls then fail until the new bundle has reached the API servers, about a second.
+//! With [`SelfManaged`], no admission request fails when the CA changes. [`authority`] implements this as a pure state
+//! machine, and its test simulates several CAs. To replace a CA at once, delete its Secret; requests then fail until
+//! the new bundle has reached the API servers, which takes about a second.
 
 pub mod authority;
 mod client_ca;
@@ -31,50 +30,48 @@ use kube::{
     Resource, ResourceExt,
     api::{ObjectMeta, PostParams},
 };
-pub use self_managed::{Config, SelfManaged};
-pub use serving::{Resolver, Status};
-pub use webhooks::Target;
+pub use self_managed::{SelfManaged, SelfManagedConfig};
+pub use serving::{CertificateStatus, Resolver};
+pub use webhooks::WebhookTarget;
 pub use x509::{Authority, Certificate, Validity};
 
-/// The clock that is passed in.
+/// Returns the current time.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// Why there is no new certificate. No text here ever holds a part of a key.
+/// The reason why a certificate cannot be generated, read or published. No message contains a part of a key.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum CertError {
     /// A PEM entry is absent.
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A PEM entry does not parse.
     #[error("{0} cannot be read as PEM")]
     Unreadable(&'static str),
-    /// A key belongs to another certificate.
+    /// A key does not belong to its certificate.
     #[error("{0} does not belong to its certificate")]
     Mismatch(&'static str),
-    /// A certificate may not sign.
+    /// A certificate may not sign other certificates.
     #[error("{0} is not a CA certificate")]
     NotCa(&'static str),
-    /// A certificate is past its end, or before its beginning.
+    /// A certificate is expired or not yet valid.
     #[error("{0} is not valid now")]
     NotValidNow(&'static str),
-    /// Someone else's object has our name.
-    #[error(
-        "{0} exists but is not labelled app.kubernetes.io/managed-by=keywright: delete it, or configure another name"
-    )]
+    /// An object with the configured name is not managed by the operator.
+    #[error("{0} exists without label app.kubernetes.io/managed-by=keywright: delete it, or configure another name")]
     Foreign(String),
     /// There is no certificate yet.
     #[error("no certificate yet")]
     NoLeaf,
-    /// A certificate could not be made.
-    #[error("cannot make a certificate: {0}")]
+    /// A certificate could not be generated.
+    #[error("cannot generate a certificate: {0}")]
     Generate(#[from] rcgen::Error),
-    /// The TLS library refuses a certificate, or does not trust it.
+    /// The TLS library rejects a certificate.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
     /// A file cannot be read.
     #[error("cannot read {0}: {1}")]
     File(&'static str, std::io::Error),
-    /// The API server refused.
+    /// A request to the API server failed.
     #[error(transparent)]
     Api(#[from] kube::Error),
     /// The API server did not answer.
@@ -82,27 +79,27 @@ pub enum Error {
     Timeout(#[from] tokio::time::error::Elapsed),
 }
 
-/// Who writes what is here, in `managedFields`. A name of its own, so that Argo CD can be told to leave `caBundle` alone.
+/// The field manager of the writes of this module. The other writes of the operator have other field managers, so that
+/// Argo CD can be configured to ignore `caBundle`.
 const FIELD_MANAGER: &str = "keywright-certs";
 
-/// How everything here is created and replaced.
 fn post_params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
-/// The label of what is ours.
+/// The label of objects that the operator manages.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "keywright");
 
-/// The metadata of an object of ours.
+/// Returns the metadata of a new object that the operator manages.
 fn metadata(name: &str) -> ObjectMeta {
     let labels = [MANAGED_BY].map(|(key, value)| (key.to_owned(), value.to_owned()));
     ObjectMeta { name: Some(name.to_owned()), labels: Some(labels.into()), ..ObjectMeta::default() }
 }
 
-/// That an object is ours: what is not, is not ours to read either, let alone to replace.
-fn ours<K: Resource<DynamicType = ()>>(object: &K) -> Result<(), Error> {
+/// Returns an error unless the operator manages the object. Other objects are neither used nor replaced.
+fn check_managed<K: Resource<DynamicType = ()>>(object: &K) -> Result<(), CertError> {
     if object.labels().get(MANAGED_BY.0).is_none_or(|by| by != MANAGED_BY.1) {
-        return Err(Error::Foreign(format!("{} {}", K::kind(&()), object.name_any())));
+        return Err(CertError::Foreign(format!("{} {}", K::kind(&()), object.name_any())));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the TLS listener serves now, and what metrics and readiness say about it.
+//! The certificate that the TLS listener serves, and its status for metrics and readiness.
 
 use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
@@ -16,36 +16,36 @@ use rustls::{
 };
 use tracing::{info, warn};
 
-use super::{Certificate, Error, Now, Validity};
+use super::{CertError, Certificate, Now, Validity};
 
-/// The certificate that is served now. Shared by the listener, which reads it, and its source, which replaces it.
+/// The certificate that is served now. The listener reads it, and its source replaces it.
 pub struct Resolver {
     now: Now,
-    state: RwLock<State>,
+    state: RwLock<ServingState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ServingState {
     leaf: Option<Leaf>,
     problem: Option<String>,
 }
 
-/// A certificate with its key and what to know about it.
+/// A certificate with its key, validity and issuer.
 pub(super) struct Leaf {
     pub key: Arc<CertifiedKey>,
     pub validity: Validity,
-    /// The CA that signed it, where known.
+    /// The CA that signed it, if known.
     pub issuer: Option<Certificate>,
 }
 
-/// What to tell about the certificate.
+/// The status of the served certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// The end of the certificate that is served; none before the first.
+pub struct CertificateStatus {
+    /// The last second of the served certificate; `None` before the first one.
     pub leaf_not_after: Option<Timestamp>,
-    /// The end of its CA, where known.
+    /// The last second of its CA, if known.
     pub ca_not_after: Option<Timestamp>,
-    /// Why the last attempt to keep it current failed, until one succeeds.
+    /// The error of the last attempt to renew the certificate; `None` after a success.
     pub problem: Option<String>,
 }
 
@@ -54,48 +54,52 @@ impl Resolver {
         Arc::new(Self { now, state: RwLock::default() })
     }
 
-    /// What to tell about the certificate.
+    /// Returns the status of the served certificate.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> CertificateStatus {
         let state = self.state();
         let leaf = state.leaf.as_ref();
-        Status {
+        CertificateStatus {
             leaf_not_after: leaf.map(|leaf| leaf.validity.until),
             ca_not_after: leaf.and_then(|leaf| Some(leaf.issuer.as_ref()?.validity().until)),
             problem: state.problem.clone(),
         }
     }
 
-    /// Whether a client that trusts `bundle` (PEM), as an API server does `caBundle`, accepts us now as `dns_name`.
+    /// Checks that a client that trusts `bundle` (PEM), such as an API server with this `caBundle`, accepts the served
+    /// certificate for `dns_name` now.
     ///
     /// # Errors
-    /// Why it does not.
-    pub fn trusted_by(&self, bundle: &[u8], dns_name: &str) -> Result<(), Error> {
-        let chain = self.state().leaf.as_ref().map(|leaf| leaf.key.cert.clone()).ok_or(Error::NoLeaf)?;
+    /// If there is no certificate, or the client would reject it.
+    pub fn trusted_by(&self, bundle: &[u8], dns_name: &str) -> Result<(), CertError> {
+        let chain = self.state().leaf.as_ref().map(|leaf| leaf.key.cert.clone()).ok_or(CertError::NoLeaf)?;
         verify(&chain, bundle, dns_name, (self.now)())
     }
 
-    /// A TLS server that serves whatever is current: HTTP/2 and HTTP/1.1, TLS 1.2 and 1.3.
+    /// Returns a TLS configuration that serves the current certificate, with HTTP/2 and HTTP/1.1, TLS 1.2 and 1.3.
     ///
     /// # Errors
-    /// When the crypto provider lacks what these protocols need; ring does not.
-    pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, Error> {
+    /// If the crypto provider does not support these protocols. ring supports them.
+    pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, CertError> {
         self.config(None)
     }
 
-    /// As [`Self::server_config`], for clients alone that have a certificate which `clients` accepts. It is asked at each
-    /// connection: no session is resumed.
+    /// As [`Self::server_config`], but only for clients with a certificate that `clients` accepts. No session is
+    /// resumed, so that `clients` checks each connection.
     ///
     /// # Errors
-    /// As there.
-    pub fn server_config_for(self: &Arc<Self>, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
+    /// As [`Self::server_config`].
+    pub fn server_config_for(
+        self: &Arc<Self>,
+        clients: Arc<dyn ClientCertVerifier>,
+    ) -> Result<ServerConfig, CertError> {
         let mut config = self.config(Some(clients))?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
     }
 
-    fn config(self: &Arc<Self>, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, Error> {
+    fn config(self: &Arc<Self>, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, CertError> {
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
         let mut config = match clients {
             Some(clients) => config.with_client_cert_verifier(clients),
@@ -116,26 +120,26 @@ impl Resolver {
         self.state.write().unwrap_or_else(PoisonError::into_inner).leaf = Some(leaf);
     }
 
-    /// What the leaf is like, if there is one.
+    /// Applies `f` to the leaf, if there is one.
     pub(super) fn with_leaf<T>(&self, f: impl FnOnce(&Leaf) -> T) -> Option<T> {
         self.state().leaf.as_ref().map(f)
     }
 
-    /// Remembers whether the last attempt worked; logs only what is new.
-    pub(super) fn report(&self, result: Result<(), Error>) {
+    /// Records the result of the last attempt to renew the certificate. Only changes are logged.
+    pub(super) fn report(&self, result: Result<(), CertError>) {
         let problem = result.err().map(|error| error.to_string());
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.problem != problem {
             if let Some(error) = &problem {
-                warn!(%error, "cannot keep the webhook's certificate current");
+                warn!(%error, "cannot renew the serving certificate; retrying");
             } else {
-                info!("the webhook's certificate is current again");
+                info!("the serving certificate is current again");
             }
             state.problem = problem;
         }
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, State> {
+    fn state(&self) -> RwLockReadGuard<'_, ServingState> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,25 +160,25 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Verifies `chain` as an API server would that trusts `bundle`.
+/// Verifies `chain` as an API server does that trusts `bundle`.
 pub(super) fn verify(
     chain: &[CertificateDer<'static>],
     bundle: &[u8],
     dns_name: &str,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<(), CertError> {
     let mut roots = RootCertStore::empty();
     for root in Certificate::parse_all(bundle, "caBundle")? {
-        // Go, unlike webpki, lets no root outlive its own dates.
+        // Unlike webpki, Go rejects a root outside of its validity.
         if root.validity().contains(now) {
             roots.add(root.der().clone())?;
         }
     }
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
-        .map_err(|_| Error::NotValidNow("caBundle"))?;
-    let (leaf, intermediates) = chain.split_first().ok_or(Error::NoLeaf)?;
-    let name = ServerName::try_from(dns_name).map_err(|_| Error::Unreadable("the DNS name"))?;
+        .map_err(|_| CertError::NotValidNow("caBundle"))?;
+    let (leaf, intermediates) = chain.split_first().ok_or(CertError::NoLeaf)?;
+    let name = ServerName::try_from(dns_name).map_err(|_| CertError::Unreadable("the DNS name"))?;
     let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
     verifier.verify_server_cert(leaf, intermediates, &name, &[], at)?;
     Ok(())
@@ -191,7 +195,7 @@ mod tests {
 
     const NAME: &str = "keywright.ns.svc";
 
-    /// A leaf of a new CA, and that CA.
+    /// Returns a leaf of a new CA, and that CA.
     fn leaf(now: Timestamp) -> (Leaf, String) {
         let life = Duration::from_hours(1);
         let ca = Authority::generate(now, life).unwrap();
@@ -200,13 +204,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_serves_each_new_certificate_without_being_told() {
-        // TLS clients ask the system for the time.
-        let clock = crate::runtime::clock::Clock::system();
+    async fn a_listener_serves_each_new_certificate_from_the_next_handshake() {
+        // TLS clients use the system time.
+        let clock = crate::clock::Clock::system();
         let now: Now = Arc::new(move || clock.now());
         let resolver = Resolver::new(now.clone());
-        assert_eq!(resolver.status(), Status::default());
-        assert!(matches!(resolver.trusted_by(b"", NAME), Err(Error::NoLeaf)));
+        assert_eq!(resolver.status(), CertificateStatus::default());
+        assert!(matches!(resolver.trusted_by(b"", NAME), Err(CertError::NoLeaf)));
 
         let acceptor = TlsAcceptor::from(Arc::new(resolver.server_config().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! `caBundle` in webhook configurations: the one field of them that is ours.
+//! `caBundle` in webhook configurations, the only field of them that the operator writes.
 
 use k8s_openapi::{
     ByteString,
@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 
 use super::FIELD_MANAGER;
 
-/// A webhook configuration that must trust our CA.
+/// A webhook configuration that must trust the CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct WebhookTarget {
     resource: ApiResource,
     name: String,
 }
 
-impl Target {
+impl WebhookTarget {
     /// The `ValidatingWebhookConfiguration` of this name.
     #[must_use]
     pub fn validating(name: impl Into<String>) -> Self {
@@ -48,12 +48,12 @@ impl Target {
         Api::all_with(client.clone(), &self.resource)
     }
 
-    /// The configuration, if it is installed.
+    /// Reads the configuration, if it is installed.
     pub(super) async fn read(&self, client: &Client) -> kube::Result<Option<DynamicObject>> {
         self.api(client).get_opt(&self.name).await
     }
 
-    /// Makes every webhook in `read` trust `bundle`. Whether something had to be written.
+    /// Writes `bundle` to every webhook in `read`. Returns whether a write was necessary.
     pub(super) async fn publish(&self, client: &Client, read: &DynamicObject, bundle: &str) -> kube::Result<bool> {
         let Some(patch) = patch(read, bundle) else { return Ok(false) };
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
@@ -62,14 +62,14 @@ impl Target {
     }
 }
 
-/// The strategic merge patch, which finds webhooks by name, that makes each webhook of `config` trust `bundle`; none if
-/// each does.
+/// Returns the strategic merge patch, which finds webhooks by name, that writes `bundle` to each webhook of `config`;
+/// `None` if all of them hold it.
 ///
-/// Not server-side apply: it would make us an owner of the whole entry, and an upgrade that drops a webhook from the
-/// chart would be refused, since the API server keeps for us what is left of it.
+/// Server-side apply would make the operator an owner of the whole entry. An upgrade that removes a webhook from the
+/// chart would then be rejected, because the API server would keep an incomplete entry for the operator.
 ///
-/// It carries the resourceVersion of what was read: a leader that was away must not put an older bundle back over one
-/// that it has not seen.
+/// The patch has the resourceVersion that was read, so that a leader with an outdated state cannot overwrite a newer
+/// bundle.
 fn patch(config: &DynamicObject, bundle: &str) -> Option<Value> {
     let bundle = serde_json::to_value(ByteString(bundle.as_bytes().to_vec())).ok()?;
     let webhooks = config.data.get("webhooks")?.as_array()?;
@@ -112,13 +112,13 @@ mod tests {
     #[test]
     fn only_the_bundle_is_written_and_only_when_it_differs() {
         // "CA" in base64.
-        let ours = Some("Q0E=");
+        let same = Some("Q0E=");
         let cases: [(&str, &[Option<&str>], bool); 6] = [
-            ("fresh from the chart", &[None], true),
-            ("already published", &[ours], false),
+            ("one webhook without a bundle", &[None], true),
+            ("already published", &[same], false),
             ("another bundle", &[Some("AAAA")], true),
-            ("a Helm upgrade dropped one of two", &[ours, None], true),
-            ("both published", &[ours, ours], false),
+            ("one of two webhooks without the bundle", &[same, None], true),
+            ("both published", &[same, same], false),
             ("no webhooks", &[], false),
         ];
         for (name, bundles, written) in cases {

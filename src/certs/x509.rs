@@ -1,4 +1,4 @@
-//! Certificates and keys: made with rcgen, read with x509-parser. ECDSA P-256 throughout.
+//! Certificates and keys (ECDSA P-256), generated with rcgen and parsed with x509-parser.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::Error;
+use super::CertError;
 
-/// How far clocks of two machines may differ: certificates begin this long ago.
+/// The tolerated clock difference between two machines: the validity of a certificate begins this long ago.
 const SKEW: Duration = Duration::from_mins(5);
 
 const PEM_END: &str = "-----END CERTIFICATE-----";
 
-/// From when until when a certificate is valid, in whole seconds.
+/// The period in which a certificate is valid, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// The first second.
@@ -32,8 +32,8 @@ pub struct Validity {
 
 impl Validity {
     fn starting(now: Timestamp, life: Duration) -> Self {
-        // Short lives, which tests have, leave less room for skew, so that a third is still ahead at renewal.
-        Self { from: whole(now - SKEW.min(life / 10)), until: whole(now + life) }
+        // The skew is at most a tenth of a short lifetime, so that a third of the lifetime is left at the renewal.
+        Self { from: whole_seconds(now - SKEW.min(life / 10)), until: whole_seconds(now + life) }
     }
 
     /// Whether a certificate is valid at `now`.
@@ -42,14 +42,14 @@ impl Validity {
         self.from <= now && now <= self.until
     }
 
-    /// When two thirds have passed: time for the successor, with a third left for everything that may go wrong.
+    /// Returns the time of the renewal: after two thirds of the validity, so that a third is left for retries.
     #[must_use]
     pub fn renew_at(self) -> Timestamp {
         self.until - self.until.duration_since(self.from) / 3
     }
 }
 
-fn whole(at: Timestamp) -> Timestamp {
+fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
@@ -62,53 +62,53 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads every certificate of a PEM text; `what` names the text in errors.
+    /// Parses every certificate of a PEM text; `name` names the text in errors.
     ///
     /// # Errors
-    /// When one does not parse, or there is none.
-    pub fn parse_all(pem: &[u8], what: &'static str) -> Result<Vec<Self>, Error> {
-        let text = std::str::from_utf8(pem).map_err(|_| Error::Unreadable(what))?;
+    /// If a certificate does not parse, or there is none.
+    pub fn parse_all(pem: &[u8], name: &'static str) -> Result<Vec<Self>, CertError> {
+        let text = std::str::from_utf8(pem).map_err(|_| CertError::Unreadable(name))?;
         let blocks = text.split_inclusive(PEM_END).map(str::trim).filter(|block| !block.is_empty());
         let parse = |block: &str| {
-            let der = CertificateDer::from_pem_slice(block.as_bytes()).map_err(|_| Error::Unreadable(what))?;
-            Self::new(der, format!("{block}\n"), what)
+            let der = CertificateDer::from_pem_slice(block.as_bytes()).map_err(|_| CertError::Unreadable(name))?;
+            Self::new(der, format!("{block}\n"), name)
         };
         let all = blocks.map(parse).collect::<Result<Vec<_>, _>>()?;
-        if all.is_empty() { Err(Error::Missing(what)) } else { Ok(all) }
+        if all.is_empty() { Err(CertError::Missing(name)) } else { Ok(all) }
     }
 
-    fn new(der: CertificateDer<'static>, pem: String, what: &'static str) -> Result<Self, Error> {
-        let validity = parse(&der, what)?.validity().clone();
-        let second = |at: i64| Timestamp::from_second(at).map_err(|_| Error::Unreadable(what));
+    fn new(der: CertificateDer<'static>, pem: String, name: &'static str) -> Result<Self, CertError> {
+        let validity = parse(&der, name)?.validity().clone();
+        let second = |at: i64| Timestamp::from_second(at).map_err(|_| CertError::Unreadable(name));
         let validity =
             Validity { from: second(validity.not_before.timestamp())?, until: second(validity.not_after.timestamp())? };
         Ok(Self { der, pem, validity })
     }
 
-    /// The encoded certificate.
+    /// Returns the certificate in DER.
     #[must_use]
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
     }
 
-    /// The certificate as one PEM block.
+    /// Returns the certificate as one PEM block.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// When it is valid.
+    /// Returns the validity.
     #[must_use]
     pub fn validity(&self) -> Validity {
         self.validity
     }
 }
 
-fn parse<'a>(der: &'a CertificateDer<'_>, what: &'static str) -> Result<X509Certificate<'a>, Error> {
-    Ok(X509Certificate::from_der(der).map_err(|_| Error::Unreadable(what))?.1)
+fn parse<'a>(der: &'a CertificateDer<'_>, name: &'static str) -> Result<X509Certificate<'a>, CertError> {
+    Ok(X509Certificate::from_der(der).map_err(|_| CertError::Unreadable(name))?.1)
 }
 
-/// A CA certificate with its key. `Debug` leaves the key out.
+/// A CA certificate with its key. `Debug` omits the key.
 #[derive(Debug)]
 pub struct Authority {
     cert: Certificate,
@@ -116,11 +116,11 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a CA that signs leaves, and nothing below them, for as long as `life`.
+    /// Generates a CA that is valid for `life` and may sign leaves, but no other CA.
     ///
     /// # Errors
-    /// When the random source fails.
-    pub fn generate(now: Timestamp, life: Duration) -> Result<Self, Error> {
+    /// If the random source fails.
+    pub fn generate(now: Timestamp, life: Duration) -> Result<Self, CertError> {
         let key = KeyPair::generate()?;
         let mut params = params("keywright webhook CA", Validity::starting(now, life));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -129,60 +129,66 @@ impl Authority {
         Ok(Self { cert: Certificate::new(cert.der().clone(), cert.pem(), "new CA")?, key })
     }
 
-    /// Reads a CA; `cert_name` and `key_name` name the texts in errors.
+    /// Parses a CA; `cert_name` and `key_name` name the texts in errors.
     ///
     /// # Errors
-    /// When either does not parse, they do not belong together, or the certificate may not sign.
-    pub fn parse(cert: &[u8], key: &[u8], cert_name: &'static str, key_name: &'static str) -> Result<Self, Error> {
+    /// If a text does not parse, the key is of another certificate, or the certificate may not sign others.
+    pub fn parse(cert: &[u8], key: &[u8], cert_name: &'static str, key_name: &'static str) -> Result<Self, CertError> {
         let cert = Certificate::parse_all(cert, cert_name)?.swap_remove(0);
         let key = std::str::from_utf8(key).ok().and_then(|key| KeyPair::from_pem(key).ok());
-        let key = key.ok_or(Error::Unreadable(key_name))?;
+        let key = key.ok_or(CertError::Unreadable(key_name))?;
         let x509 = parse(&cert.der, cert_name)?;
         if !x509.is_ca() {
-            return Err(Error::NotCa(cert_name));
+            return Err(CertError::NotCa(cert_name));
         }
         if x509.public_key().raw != key.subject_public_key_info() {
-            return Err(Error::Mismatch(key_name));
+            return Err(CertError::Mismatch(key_name));
         }
         Ok(Self { cert, key })
     }
 
-    /// The certificate.
+    /// Returns the certificate.
     #[must_use]
     pub fn cert(&self) -> &Certificate {
         &self.cert
     }
 
-    /// The key as PKCS#8 PEM, for the Secret alone.
+    /// Returns the key as PKCS#8 PEM. It must be written to the Secret only.
     pub(super) fn key_pem(&self) -> String {
         self.key.serialize_pem()
     }
 
-    /// Signs a new key for a TLS server under `names`, for as long as `life` and the CA allow.
+    /// Generates a key and a certificate for a TLS server with `names`. The certificate is valid for `life`, and at
+    /// most until the CA expires.
     pub(super) fn sign(
         &self,
         names: &[String],
         now: Timestamp,
         life: Duration,
-    ) -> Result<(CertifiedKey, Validity), Error> {
-        let (leaf, key, validity) = self.make("keywright webhook", names, now, life)?;
+    ) -> Result<(CertifiedKey, Validity), CertError> {
+        let (leaf, key, validity) = self.generate_leaf("keywright webhook", names, now, life)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok((CertifiedKey::new(vec![leaf.der().clone()], any_ecdsa_type(&key)?), validity))
     }
 
-    /// As [`Self::sign`], for the verifier: certificate and key as PEM, for its Secret alone.
-    pub(super) fn issue(&self, names: &[String], now: Timestamp, life: Duration) -> Result<(String, String), Error> {
-        let (leaf, key, _) = self.make("keywright verifier", names, now, life)?;
+    /// As [`Self::sign`], for the verifier. Returns the certificate and the key as PEM, for its Secret only.
+    pub(super) fn issue(
+        &self,
+        names: &[String],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<(String, String), CertError> {
+        let (leaf, key, _) = self.generate_leaf("keywright verifier", names, now, life)?;
         Ok((leaf.pem(), key.serialize_pem()))
     }
 
-    fn make(
+    fn generate_leaf(
         &self,
         name: &str,
         names: &[String],
         now: Timestamp,
         life: Duration,
-    ) -> Result<(rcgen::Certificate, KeyPair, Validity), Error> {
+    ) -> Result<(rcgen::Certificate, KeyPair, Validity), CertError> {
         let mut validity = Validity::starting(now, life);
         validity.until = validity.until.min(self.cert.validity.until);
         let mut params = params(name, validity);
@@ -196,7 +202,7 @@ impl Authority {
     }
 }
 
-/// Whether the key of this PEM text belongs to `cert`.
+/// Whether the private key in the PEM text `key` belongs to `cert`.
 pub(super) fn owns(key: &[u8], cert: &Certificate) -> bool {
     let key = std::str::from_utf8(key).ok().and_then(|key| KeyPair::from_pem(key).ok());
     let public = |key: KeyPair| key.subject_public_key_info();

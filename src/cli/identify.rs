@@ -1,4 +1,4 @@
-//! Whose value is this? For somebody who found one where it should not be.
+//! `identify`: finds the key of a value, such as one that leaked.
 
 use std::{
     fmt::Write,
@@ -9,37 +9,37 @@ use clap::Args;
 use kube::ResourceExt;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Cluster, Failure, Reply, Result, Selection, print, refused, say, usage};
+use super::{CliError, ClusterClient, Reply, Result, Selection, print, refused, report, usage};
 use crate::{
     api::ApiKey,
     domain::key::{Digest, is_well_formed},
 };
 
-/// More than any value has; what is longer is something else.
-const LONGEST: u64 = 4096;
+/// The maximum size of the input in bytes. Every value is shorter.
+const MAX_INPUT_BYTES: u64 = 4096;
 
 #[derive(Args)]
 pub(super) struct IdentifyArgs {
-    /// Nothing: the value is read from standard input.
-    // Taken, so that it can be refused without being repeated in a message.
+    /// Not supported: the value is read from standard input.
+    // Declared because the error of clap would repeat an unexpected argument, which may be a value.
     #[arg(hide = true)]
-    refused: Vec<String>,
+    arguments: Vec<String>,
 }
 
-/// Reads the value.
+/// Reads the value from standard input.
 pub(super) fn read(args: &IdentifyArgs) -> Result<SecretString> {
-    if !args.refused.is_empty() {
+    if !args.arguments.is_empty() {
         return usage(
-            "a value on the command line stays in the history of the shell and shows in the list of processes: \
-             pipe it in (kubectl keywright identify <FILE), or paste it after starting without arguments",
+            "the shell history and the process list show values on the command line: pipe the value in (kubectl \
+             keywright identify <FILE), or run the command without arguments and paste the value",
         );
     }
     if std::io::stdin().is_terminal() {
-        say("paste the value, and end with Return and Ctrl-D:");
+        report("paste the value, then press Return and Ctrl-D:");
     }
-    let mut text = String::with_capacity(usize::try_from(LONGEST).unwrap_or_default());
-    if std::io::stdin().take(LONGEST).read_to_string(&mut text).is_err() {
-        return refused("standard input is not text");
+    let mut text = String::with_capacity(usize::try_from(MAX_INPUT_BYTES).unwrap_or_default());
+    if std::io::stdin().take(MAX_INPUT_BYTES).read_to_string(&mut text).is_err() {
+        return refused("standard input is not UTF-8 text");
     }
     let value = SecretString::from(text.trim().to_owned());
     drop(SecretString::from(text));
@@ -49,26 +49,27 @@ pub(super) fn read(args: &IdentifyArgs) -> Result<SecretString> {
     Ok(value)
 }
 
-pub(super) async fn identify(cluster: &Cluster, value: &SecretString) -> Result<Reply> {
+pub(super) async fn identify(cluster: &ClusterClient, value: &SecretString) -> Result<Reply> {
     let digest = Digest::of(value.expose_secret().as_bytes());
     if !is_well_formed(value.expose_secret()) {
-        say("this has not the form of a value of Keywright; only an imported legacy key can have it");
+        report("warning: the value does not have the format of Keywright; only imported legacy keys have such values");
     }
     let (sha256, id) = (digest.to_string(), digest.id());
     let selection = Selection { all_namespaces: cluster.global.namespace.is_none(), selector: None };
-    let has = |key: &ApiKey| token_of(key, &sha256).is_some();
-    // The API server finds a current value by its id; one in overlap is not in that field.
+    let has_value = |key: &ApiKey| token_of(key, &sha256).is_some();
+    // Field status.id holds the id of the current value only. A value in overlap requires a list of all keys.
     let current = cluster.select(&selection, Some(&format!("status.id={id}"))).await?;
-    let found = match current.into_iter().find(has) {
+    let found = match current.into_iter().find(has_value) {
         Some(key) => Some(key),
-        None => cluster.select(&selection, None).await?.into_iter().find(has),
+        None => cluster.select(&selection, None).await?.into_iter().find(has_value),
     };
     let Some(key) = found else {
         return Ok(Reply::no(format!(
-            "{id} belongs to no key here: it was revoked, deleted, or is not of this cluster\n"
+            "{id}: no matching key: the value was revoked, its key was deleted, or it belongs to another namespace or \
+             cluster\n"
         )));
     };
-    describe(&key, &sha256).map_err(|_| Failure::Refused("out of memory".to_owned())).map(Reply::yes)
+    describe(&key, &sha256).map_err(|_| CliError::Refused("out of memory".to_owned())).map(Reply::yes)
 }
 
 fn token_of(key: &ApiKey, sha256: &str) -> Option<usize> {
@@ -86,9 +87,9 @@ fn describe(key: &ApiKey, sha256: &str) -> Result<String, std::fmt::Error> {
     writeln!(text, "State:      {}", print::state_of(key))?;
     writeln!(text, "Creator:    {creator} ({creator_type})")?;
     if token_of(key, sha256) == Some(1) {
-        writeln!(text, "Value:      a former one, which still works for the time of the overlap")?;
+        writeln!(text, "Value:      previous, valid until the overlap ends")?;
     }
-    writeln!(text, "\nTo refuse it now:           kubectl keywright deactivate -n {namespace} {name}")?;
-    writeln!(text, "To replace it, and refuse:  kubectl keywright rotate --revoke-previous -n {namespace} {name}")?;
+    writeln!(text, "\nTo deactivate the key:  kubectl keywright deactivate -n {namespace} {name}")?;
+    writeln!(text, "To replace the value:   kubectl keywright rotate --revoke-previous -n {namespace} {name}")?;
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! The keys of before as custom keys: manifests for Git, and nothing else.
+//! `migrate`: translates legacy keys, and ApiKeys of Coralogix's own operator, to manifests of custom keys.
 
 use std::{collections::BTreeSet, fmt::Write, sync::Arc};
 
@@ -7,26 +7,26 @@ use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Cluster, Failure, Reply, Result, policy, print, refused, say};
+use super::{CliError, ClusterClient, Reply, Result, policy, print, refused, report};
 use crate::{
-    api::{AccessPolicy, AccessPolicyRef, ApiKey, ApiKeySpec, KeyType},
+    api::{AccessPolicy, AccessPolicyRef, AccessPolicySpec, ApiKey, ApiKeySpec, KeyType},
     domain::{catalog::Catalog, coralogix},
 };
 
 #[derive(Args)]
 pub(super) struct MigrateArgs {
-    /// Legacy keys.
+    /// The names of legacy keys.
     #[arg(required_unless_present = "filename", conflicts_with = "filename")]
     keys: Vec<String>,
     /// A file with ApiKeys of coralogix.com/v1alpha1; - is standard input.
     #[arg(short, long)]
     filename: Option<String>,
-    /// Fail if there is anything to warn about.
+    /// Return exit code 1 if there are warnings.
     #[arg(long)]
     strict: bool,
 }
 
-/// What a key becomes: manifests, and what did not come along.
+/// The manifests that replace a key, and warnings about parts that have no equivalent.
 #[derive(Debug, Default)]
 struct Migrated {
     name: String,
@@ -35,15 +35,15 @@ struct Migrated {
     warnings: Vec<String>,
 }
 
-pub(super) async fn migrate(cluster: &Cluster, args: &MigrateArgs) -> Result<Reply> {
+pub(super) async fn migrate(cluster: &ClusterClient, args: &MigrateArgs) -> Result<Reply> {
     let (_, catalog) = cluster.catalog().await?;
     if catalog.is_empty() {
-        return refused("no PermissionCatalog is installed, so nothing can be translated");
+        return refused("no PermissionCatalog is installed: install one, because a translation requires it");
     }
     let mut all = vec![];
     if let Some(file) = &args.filename {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&policy::read(file)?)
-            .map_err(|error| Failure::Refused(format!("{file}: {error}")))?;
+            .map_err(|error| CliError::Refused(format!("{file}: {error}")))?;
         let documents = documents.into_iter().filter(|document| !document.is_null());
         all.extend(documents.enumerate().map(|(index, document)| from_coralogix(&document, index, &catalog)));
     }
@@ -51,7 +51,7 @@ pub(super) async fn migrate(cluster: &Cluster, args: &MigrateArgs) -> Result<Rep
         let key = cluster.key(name).await?;
         match from_legacy(&key, &catalog) {
             Some(migrated) => all.push(migrated),
-            None => return refused(format!("{name} is no legacy key, so there is nothing to migrate")),
+            None => return refused(format!("{name} is not a legacy key, so there is nothing to migrate")),
         }
     }
     let mut text = String::new();
@@ -65,9 +65,9 @@ pub(super) async fn migrate(cluster: &Cluster, args: &MigrateArgs) -> Result<Rep
 fn write(text: &mut String, migrated: &Migrated) -> Result<()> {
     text.push_str("---\n");
     for warning in &migrated.warnings {
-        // What a message quotes must not begin a line that is no comment.
+        // Quoted text must not start a new line outside the comment.
         let warning = print::line(&format!("{}: {warning}", migrated.name));
-        say(&format!("warning: {warning}"));
+        report(&format!("warning: {warning}"));
         let _ = writeln!(text, "# {warning}");
     }
     let documents =
@@ -76,20 +76,20 @@ fn write(text: &mut String, migrated: &Migrated) -> Result<()> {
     Ok(())
 }
 
-/// The custom key in place of a legacy key; `None` if it is none.
+/// Returns the custom key that replaces a legacy key, or `None` if `key` is not a legacy key.
 fn from_legacy(key: &ApiKey, catalog: &Catalog) -> Option<Migrated> {
     let kind = key.spec.legacy?;
     let mut migrated = Migrated { name: key.name_any(), ..Migrated::default() };
-    let held: BTreeSet<Arc<str>> = catalog.legacy(kind).iter().cloned().collect();
-    if held.is_empty() {
-        migrated.warnings.push(format!("no catalogue says what legacy {kind:?} keys may do: not migrated"));
+    let permissions: BTreeSet<Arc<str>> = catalog.legacy(kind).iter().cloned().collect();
+    if permissions.is_empty() {
+        migrated.warnings.push(format!("no catalog defines the permissions of legacy {kind:?} keys: not migrated"));
         return Some(migrated);
     }
     let name = format!("{}-custom", key.name_any());
     let mut spec = ApiKeySpec { legacy: None, secret: None, rotation: None, ..key.spec.clone() };
-    match catalog.preset_of(&held) {
+    match catalog.preset_of(&permissions) {
         Some(preset) => spec.presets = vec![preset.to_owned()],
-        None => spec.permissions = held.iter().map(ToString::to_string).collect(),
+        None => spec.permissions = permissions.iter().map(ToString::to_string).collect(),
     }
     let mut custom = ApiKey::new(&name, spec);
     custom.metadata.namespace = key.namespace();
@@ -97,12 +97,12 @@ fn from_legacy(key: &ApiKey, catalog: &Catalog) -> Option<Migrated> {
     Some(migrated)
 }
 
-/// An ApiKey of Coralogix's own operator.
+/// The spec of an ApiKey of Coralogix's own operator.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Theirs {
+struct CoralogixKeySpec {
     name: String,
-    owner: Owner,
+    owner: CoralogixOwner,
     active: Option<bool>,
     #[serde(default)]
     presets: Vec<String>,
@@ -113,7 +113,7 @@ struct Theirs {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Owner {
+struct CoralogixOwner {
     user_id: Option<String>,
     team_id: Option<u64>,
 }
@@ -125,7 +125,7 @@ fn from_coralogix(document: &Value, index: usize, catalog: &Catalog) -> Migrated
     let mut migrated = Migrated { name: title, ..Migrated::default() };
     let (version, kind) = (&document["apiVersion"], &document["kind"]);
     if version != "coralogix.com/v1alpha1" || kind != "ApiKey" {
-        migrated.warnings.push("no ApiKey of coralogix.com/v1alpha1: left out".to_owned());
+        migrated.warnings.push("not an ApiKey of coralogix.com/v1alpha1: left out".to_owned());
         return migrated;
     }
     if name.is_empty() {
@@ -133,28 +133,26 @@ fn from_coralogix(document: &Value, index: usize, catalog: &Catalog) -> Migrated
         return migrated;
     }
     let namespace = metadata("namespace");
-    let theirs: Theirs = match serde_json::from_value(document["spec"].clone()) {
-        Ok(theirs) => theirs,
+    let source: CoralogixKeySpec = match serde_json::from_value(document["spec"].clone()) {
+        Ok(source) => source,
         Err(error) => {
             migrated.warnings.push(format!("spec: {error}: left out"));
             return migrated;
         }
     };
-    let (presets, permissions) = names(&theirs, catalog, &mut migrated.warnings);
+    let (presets, permissions) = names(&source, catalog, &mut migrated.warnings);
     if presets.is_empty() && permissions.is_empty() {
-        migrated
-            .warnings
-            .push("it may do nothing, and a key needs at least one preset or permission: left out".to_owned());
+        migrated.warnings.push("it has no preset and no permission, and a key needs at least one: left out".to_owned());
         return migrated;
     }
-    let key_type = match (&theirs.owner.user_id, theirs.owner.team_id) {
+    let key_type = match (&source.owner.user_id, source.owner.team_id) {
         (Some(user), None) => {
-            migrated.warnings.push(format!(
-                "user {user:?} is an id of Coralogix: write the name by which the cluster knows that user"
-            ));
+            migrated
+                .warnings
+                .push(format!("user {user:?} is a Coralogix id: replace it by the name of the user in the cluster"));
             KeyType::Personal
         }
-        (None, Some(_)) if only_sends(&presets, &permissions, catalog) => KeyType::SendYourData,
+        (None, Some(_)) if is_ingestion_only(&presets, &permissions, catalog) => KeyType::SendYourData,
         (None, Some(_)) => KeyType::Team,
         _ => {
             migrated.warnings.push("spec.owner must be a userId or a teamId: left out".to_owned());
@@ -162,45 +160,33 @@ fn from_coralogix(document: &Value, index: usize, catalog: &Catalog) -> Migrated
         }
     };
     let mut spec = ApiKeySpec {
-        display_name: (!theirs.name.is_empty() && theirs.name != name).then(|| theirs.name.clone()),
+        display_name: (!source.name.is_empty() && source.name != name).then(|| source.name.clone()),
         key_type,
-        user: theirs.owner.user_id.clone(),
+        user: source.owner.user_id.clone(),
         presets,
         permissions,
-        active: theirs.active.filter(|active| !active),
+        active: source.active.filter(|active| !active),
         access_policy_ref: None,
         legacy: None,
         expires_at: None,
         rotation: None,
         secret: None,
     };
-    match theirs.access_policy.as_deref().filter(|text| !text.trim().is_empty()) {
-        None => {}
-        Some(_) if key_type == KeyType::Personal => {
-            migrated.warnings.push("Personal keys have no access policy: accessPolicy is left out".to_owned());
+    let policy = match policy_of(&source, key_type, &mut migrated.warnings) {
+        Ok(policy) => policy,
+        Err(error) => {
+            // Without its policy, the key would be accessible to more users than before.
+            let warning = format!("accessPolicy: {error}: the key is left out, because it must not lose its policy");
+            migrated.warnings.push(warning);
+            return migrated;
         }
-        Some(text) => match coralogix::import(text) {
-            Ok(policy) => {
-                if !policy.rules.is_empty() {
-                    migrated.warnings.push(
-                        "the groups of its access policy are ids of Coralogix: write the groups of the cluster"
-                            .to_owned(),
-                    );
-                }
-                let policy_name = format!("{name}-policy");
-                let mut policy = AccessPolicy::new(&policy_name, policy);
-                policy.metadata.namespace.clone_from(&namespace);
-                migrated.policy = Some(policy);
-                spec.access_policy_ref = Some(AccessPolicyRef { name: policy_name });
-            }
-            Err(error) => {
-                // A key without its policy would be open to more people than before.
-                migrated
-                    .warnings
-                    .push(format!("accessPolicy: {error}: left out, as a key without its policy would be"));
-                return migrated;
-            }
-        },
+    };
+    if let Some(policy) = policy {
+        let policy_name = format!("{name}-policy");
+        let mut policy = AccessPolicy::new(&policy_name, policy);
+        policy.metadata.namespace.clone_from(&namespace);
+        migrated.policy = Some(policy);
+        spec.access_policy_ref = Some(AccessPolicyRef { name: policy_name });
     }
     let mut key = ApiKey::new(&name, spec);
     key.metadata.namespace = namespace;
@@ -208,21 +194,40 @@ fn from_coralogix(document: &Value, index: usize, catalog: &Catalog) -> Migrated
     migrated
 }
 
-/// What it asks for, in the spelling of the catalogue.
-fn names(theirs: &Theirs, catalog: &Catalog, warnings: &mut Vec<String>) -> (Vec<String>, Vec<String>) {
+/// Translates the access policy of a key.
+fn policy_of(
+    source: &CoralogixKeySpec,
+    key_type: KeyType,
+    warnings: &mut Vec<String>,
+) -> Result<Option<AccessPolicySpec>, coralogix::Untranslatable> {
+    let Some(text) = source.access_policy.as_deref().filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+    if key_type == KeyType::Personal {
+        warnings.push("Personal keys have no access policy: accessPolicy is left out".to_owned());
+        return Ok(None);
+    }
+    let policy = coralogix::import(text)?;
+    if !policy.rules.is_empty() {
+        let warning = "the groups of its access policy are Coralogix ids: replace them by groups of the cluster";
+        warnings.push(warning.to_owned());
+    }
+    Ok(Some(policy))
+}
+
+/// Returns the presets and permissions of a key in the spelling of the catalog. Unknown names become warnings.
+fn names(source: &CoralogixKeySpec, catalog: &Catalog, warnings: &mut Vec<String>) -> (Vec<String>, Vec<String>) {
     let (mut presets, mut permissions): (Vec<String>, Vec<String>) = Default::default();
     let mut unknown = |kind: &str, name: &str, near: &[&str]| {
-        let hint = if near.is_empty() { String::new() } else { format!("; did it mean {}?", near.join(" or ")) };
-        warnings.push(format!("no catalogue has a {kind} {name:?}: left out{hint}"));
+        let hint = if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(" or ")) };
+        warnings.push(format!("no catalog has a {kind} {name:?}: left out{hint}"));
     };
-    for name in &theirs.presets {
+    for name in &source.presets {
         match catalog.preset(name) {
             Some(preset) if presets.iter().any(|known| **known == *preset.name) => {}
             Some(preset) => presets.push(preset.name.to_string()),
             None => unknown("preset", name, &catalog.presets_like(name)),
         }
     }
-    for name in &theirs.permissions {
+    for name in &source.permissions {
         match catalog.permission(name) {
             Some(permission) if permissions.iter().any(|known| **known == *permission.name) => {}
             Some(permission) => permissions.push(permission.name.to_string()),
@@ -232,15 +237,15 @@ fn names(theirs: &Theirs, catalog: &Catalog, warnings: &mut Vec<String>) -> (Vec
     (presets, permissions)
 }
 
-/// Whether there is nothing in it but ingestion.
-fn only_sends(presets: &[String], permissions: &[String], catalog: &Catalog) -> bool {
-    let sends = |name: &str| catalog.permission(name).is_some_and(|permission| permission.ingestion);
-    let preset_sends = |name: &String| {
-        catalog
-            .preset(name)
-            .is_some_and(|preset| !preset.permissions.is_empty() && preset.permissions.iter().all(|name| sends(name)))
+/// Whether all presets and permissions are for ingestion.
+fn is_ingestion_only(presets: &[String], permissions: &[String], catalog: &Catalog) -> bool {
+    let is_ingestion = |name: &str| catalog.permission(name).is_some_and(|permission| permission.ingestion);
+    let preset_is_ingestion_only = |name: &String| {
+        catalog.preset(name).is_some_and(|preset| {
+            !preset.permissions.is_empty() && preset.permissions.iter().all(|name| is_ingestion(name))
+        })
     };
-    presets.iter().all(preset_sends) && permissions.iter().all(|name| sends(name))
+    presets.iter().all(preset_is_ingestion_only) && permissions.iter().all(|name| is_ingestion(name))
 }
 
 #[cfg(test)]
@@ -250,7 +255,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{LegacyKind, LegacyRole},
-        domain::catalog::tests::{permission, preset, spec},
+        test_support::{catalog_spec as spec, permission, preset},
     };
 
     fn catalog() -> Catalog {
@@ -276,7 +281,7 @@ mod tests {
         Catalog::merge([("test", &spec)]).0
     }
 
-    fn theirs(spec: &Value) -> Migrated {
+    fn migrate_coralogix(spec: &Value) -> Migrated {
         let document = json!({
             "apiVersion": "coralogix.com/v1alpha1", "kind": "ApiKey",
             "metadata": {"name": "sample", "namespace": "shop"}, "spec": spec,
@@ -285,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn the_samples_of_coralogix_become_ours() {
-        let send = theirs(&json!({"name": "x", "owner": {"teamId": 1_234_567}, "presets": ["SendData"]}));
+    fn coralogix_samples_become_keys_of_the_matching_type() {
+        let send = migrate_coralogix(&json!({"name": "x", "owner": {"teamId": 1_234_567}, "presets": ["SendData"]}));
         assert!(send.warnings.is_empty(), "{:?}", send.warnings);
         let key = send.key.unwrap();
         assert_eq!((key.spec.key_type, key.namespace().as_deref()), (KeyType::SendYourData, Some("shop")));
         assert_eq!((key.spec.display_name.as_deref(), key.spec.active), (Some("x"), None));
 
-        let team = theirs(&json!({
+        let team = migrate_coralogix(&json!({
             "name": "team-key-sample", "owner": {"teamId": 4_013_254}, "active": false,
             "presets": ["apm"], "permissions": ["ALERTS-MAP:READ"],
             "accessPolicy": r#"{"version": "v2025-01-01", "rules": [], "default": {"permissions": {}}}"#,
@@ -303,24 +308,24 @@ mod tests {
         assert_eq!((spec.presets, spec.permissions), (vec!["APM".to_owned()], vec!["alerts-map:Read".to_owned()]));
         assert_eq!(spec.access_policy_ref.unwrap().name, team.policy.unwrap().name_any());
 
-        let user = theirs(&json!({"name": "u", "owner": {"userId": "aaaa"}, "presets": ["APM"]}));
+        let user = migrate_coralogix(&json!({"name": "u", "owner": {"userId": "aaaa"}, "presets": ["APM"]}));
         let spec = user.key.unwrap().spec;
         assert_eq!((spec.key_type, spec.user.as_deref()), (KeyType::Personal, Some("aaaa")));
-        assert_eq!(user.warnings.len(), 1, "the user is named by an id of another system");
+        assert_eq!(user.warnings.len(), 1, "a warning that the user is a Coralogix id");
     }
 
     #[test]
-    fn what_does_not_come_along_is_said() {
-        let some = theirs(&json!({"name": "x", "owner": {"teamId": 1}, "presets": ["APN", "APM"]}));
-        assert_eq!(some.key.unwrap().spec.presets, ["APM"]);
-        assert!(some.warnings[0].contains("\"APN\": left out"), "{:?}", some.warnings);
+    fn parts_without_an_equivalent_become_warnings() {
+        let partial = migrate_coralogix(&json!({"name": "x", "owner": {"teamId": 1}, "presets": ["APN", "APM"]}));
+        assert_eq!(partial.key.unwrap().spec.presets, ["APM"]);
+        assert!(partial.warnings[0].contains("\"APN\": left out"), "{:?}", partial.warnings);
         for (spec, word) in [
-            (json!({"name": "x", "owner": {"teamId": 1}, "presets": []}), "may do nothing"),
+            (json!({"name": "x", "owner": {"teamId": 1}, "presets": []}), "no preset and no permission"),
             (json!({"name": "x", "owner": {}, "presets": ["APM"]}), "spec.owner"),
             (json!({"name": "x", "owner": {"teamId": "one"}}), "spec:"),
             (json!({"name": "x", "owner": {"teamId": 1}, "presets": ["APM"], "accessPolicy": "{"}), "accessPolicy"),
         ] {
-            let migrated = theirs(&spec);
+            let migrated = migrate_coralogix(&spec);
             assert!(migrated.key.is_none(), "{spec}");
             assert!(migrated.warnings.last().unwrap().contains(word), "{:?}", migrated.warnings);
         }
@@ -328,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_key_becomes_the_preset_that_equals_it_or_its_permissions() {
+    fn a_legacy_key_becomes_the_preset_with_the_same_permissions_or_else_these_permissions() {
         let legacy = |key_type: &str, kind: &str| -> ApiKey {
             serde_json::from_value(json!({
                 "apiVersion": "keywright.dev/v1alpha1", "kind": "ApiKey",

@@ -1,10 +1,11 @@
-//! `kubectl keywright`: what people do with keys, with their own rights and nobody else's.
+//! The plugin `kubectl keywright`, which manages keys with the rights of its user.
 //!
-//! It talks to the API server as kubectl does, and needs no access to the operator. Values come from KeyReveals alone;
-//! `accept` reads a Secret for its digest. One file a group of commands; what they decide by is [`crate::domain`].
+//! The plugin talks to the API server as kubectl does and needs no access to the operator. Values come from KeyReveals
+//! only; `accept` reads a Secret for its digest. Each group of commands has its own file and uses the rules of
+//! [`crate::domain`].
 //!
-//! Names, users, messages and whatever else comes from the cluster is shown through `print::line` or `print::table`:
-//! it may have been written by somebody who wants it to look like something else.
+//! Names, users, messages and all other text from the cluster are printed through `print::line` or `print::table`,
+//! because other users may have written text that imitates other output.
 
 mod accept;
 mod change;
@@ -32,14 +33,14 @@ use kube::{
 
 use crate::{
     api::{ApiKey, KeyType, PermissionCatalog},
+    clock::Clock,
     domain::catalog::Catalog,
-    runtime::clock::Clock,
 };
 
-/// The name under which the plugin's writes are in `metadata.managedFields`.
+/// The field manager of the plugin's writes in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "kubectl-keywright";
 
-/// What a command has to say, and whether the answer is yes.
+/// The output of a command, and whether its answer is yes.
 struct Reply {
     text: String,
     yes: bool,
@@ -55,49 +56,49 @@ impl Reply {
     }
 }
 
-/// Why a command could not be carried out.
+/// The reason why a command failed.
 #[derive(Debug)]
-enum Failure {
-    /// Denied, not found, out of reach: exit code 1.
+enum CliError {
+    /// The request was denied or failed, or an object was not found: exit code 1.
     Refused(String),
-    /// Asked for in a way that makes no sense: exit code 2.
+    /// The arguments are wrong: exit code 2.
     Usage(String),
 }
 
-type Result<T, E = Failure> = std::result::Result<T, E>;
+type Result<T, E = CliError> = std::result::Result<T, E>;
 
 fn refused<T>(message: impl Into<String>) -> Result<T> {
-    Err(Failure::Refused(message.into()))
+    Err(CliError::Refused(message.into()))
 }
 
 fn usage<T>(message: impl Into<String>) -> Result<T> {
-    Err(Failure::Usage(message.into()))
+    Err(CliError::Usage(message.into()))
 }
 
-impl From<kube::Error> for Failure {
+impl From<kube::Error> for CliError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::Refused(status.message),
-            other => Self::Refused(format!("the cluster could not be asked: {other}")),
+            other => Self::Refused(format!("the request to the API server failed: {other}")),
         }
     }
 }
 
-/// API keys as Kubernetes resources.
+/// Manage API keys that are Kubernetes resources.
 ///
-/// Everything is done with your own rights. Exit codes: 0 done or yes, 1 no, denied or not found, 2 wrong usage.
+/// All commands use your own rights. Exit codes: 0 success or yes, 1 no, denied or not found, 2 wrong usage.
 #[derive(Parser)]
 #[command(name = "kubectl-keywright", bin_name = "kubectl keywright", version, max_term_width = 120)]
 struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: PluginCommand,
 }
 
 #[derive(Args, Clone, Default)]
 struct Global {
-    /// The namespace; otherwise that of the context.
+    /// The namespace; the default is that of the context.
     #[arg(short, long, global = true)]
     namespace: Option<String>,
 
@@ -105,89 +106,89 @@ struct Global {
     #[arg(long, global = true)]
     context: Option<String>,
 
-    /// The kubeconfig; otherwise as kubectl finds it.
+    /// The kubeconfig; the default is that of kubectl.
     #[arg(long, global = true)]
     kubeconfig: Option<PathBuf>,
 
-    /// The user to act as.
+    /// The user to impersonate.
     #[arg(long = "as", global = true, value_name = "USER")]
     as_user: Option<String>,
 
-    /// A group to act as; may be repeated.
+    /// A group to impersonate; may be repeated.
     #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "as_user")]
     as_groups: Vec<String>,
 
-    /// No colours, if this is anything but empty.
+    /// Disable colors if not empty.
     #[arg(long, env = "NO_COLOR", global = true, hide = true, default_value = "", hide_default_value = true)]
     no_color: String,
 }
 
-/// The form of the output.
+/// The format of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// JSON.
     Json,
     /// YAML.
     Yaml,
-    /// Only the names.
+    /// Names only.
     Name,
-    /// The table with more columns.
+    /// A table with more columns.
     Wide,
 }
 
-/// Which keys.
+/// The keys that a command selects.
 #[derive(Args, Clone, Default)]
 struct Selection {
-    /// In all namespaces.
+    /// Select keys in all namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
 
-    /// By label, as kubectl has it.
+    /// Select keys by label, in the syntax of kubectl.
     #[arg(short = 'l', long)]
     selector: Option<String>,
 }
 
-/// Whether to only say what would be done.
+/// Whether a command only reports its changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum DryRun {
-    /// Do it.
+    /// Make the changes.
     #[default]
     None,
-    /// Only say it.
+    /// Only report the changes.
     Client,
-    /// Let the API server check it, and change nothing.
+    /// Let the API server validate the changes without making them.
     Server,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum PluginCommand {
     /// List keys.
     #[command(visible_alias = "ls")]
     List(show::ListArgs),
-    /// Show all about a key: what it may do, its values' ids, its policy, and what to do if something is wrong.
+    /// Show a key in detail: permissions, ids of its values, access policy, and conditions with their remedies.
     Describe(show::DescribeArgs),
-    /// See the value of a key.
+    /// Show the value of a key.
     Reveal(reveal::RevealArgs),
-    /// Replace the value of a key by a new one.
+    /// Request a new value of a key.
     Rotate(change::RotateArgs),
-    /// Let keys be used again, with the same value.
+    /// Activate keys. Their values stay the same.
     Activate(change::SwitchArgs),
-    /// Refuse keys until they are activated again.
+    /// Deactivate keys. Verifiers reject them until they are activated again.
     Deactivate(change::SwitchArgs),
-    /// Delete keys: their values are refused for good.
+    /// Delete keys. Verifiers reject their values permanently.
     Delete(change::DeleteArgs),
-    /// Deactivate all keys that match, wherever they are: for when something leaked.
+    /// Deactivate all matching keys, for example after a leak.
     Revoke(change::RevokeArgs),
-    /// Say whether you may do something, and by which binding.
+    /// Show whether you may perform an operation, and by which binding.
     CanI(rights::CanIArgs),
-    /// Say whether a user may view, manage and delete a key, and which gate, rule and binding decides.
+    /// Show whether a user may view, manage and delete a key, and which gate, rule and binding decide.
     Explain(rights::ExplainArgs),
-    /// Say which key a value belongs to. The value is read from standard input.
+    /// Find the key of a value. The value is read from standard input.
     Identify(identify::IdentifyArgs),
-    /// Accept the value in a Secret that the operator can't authenticate, such as one from a backup. Needs the right to
-    /// restore keys.
+    /// Accept the value in a Secret that the operator cannot authenticate, such as one from a backup. Needs the right
+    /// to restore keys.
     Accept(accept::AcceptArgs),
-    /// Look at legacy keys.
+    /// List and describe legacy keys.
     #[command(subcommand)]
     Legacy(show::LegacyCommand),
     /// Write the manifests that replace legacy keys, or ApiKeys of Coralogix's own operator, to standard output.
@@ -213,88 +214,90 @@ pub fn main() -> ExitCode {
         Ok(Reply { text, yes: false }) => (text, ExitCode::FAILURE),
         Err(failure) => {
             let (message, code) = match failure {
-                Failure::Refused(message) => (message, ExitCode::FAILURE),
-                Failure::Usage(message) => (message, ExitCode::from(2)),
+                CliError::Refused(message) => (message, ExitCode::FAILURE),
+                CliError::Usage(message) => (message, ExitCode::from(2)),
             };
-            say(&format!("error: {}", print::line(&message)));
+            report(&format!("error: {}", print::line(&message)));
             return code;
         }
     };
-    // Whoever closed the pipe has seen enough.
+    // A closed pipe, as of `| head`, is not an error.
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     code
 }
 
-/// Tells the person at the terminal; what others read goes to standard output.
-fn say(line: &str) {
+/// Writes a line to standard error, so that standard output holds only the result of the command.
+fn report(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 async fn run(cli: Cli) -> Result<Reply> {
-    // What needs no cluster must work without one.
-    let cluster = match cli.command {
-        Command::Completion(args) => return generate::completion(&args),
-        Command::Man(args) => return generate::man(&args),
-        Command::Policy(policy::PolicyCommand::Import(args)) => return policy::import(&args, &cli.global),
-        Command::Identify(args) => {
+    // The first three commands must work without a cluster. `identify` checks its input before it connects.
+    let (cluster, command) = match cli.command {
+        PluginCommand::Completion(args) => return generate::completion(&args),
+        PluginCommand::Man(args) => return generate::man(&args),
+        PluginCommand::Policy(policy::PolicyCommand::Import(args)) => return policy::import(&args, &cli.global),
+        PluginCommand::Identify(args) => {
             let value = identify::read(&args)?;
-            return identify::identify(&Cluster::connect(cli.global).await?, &value).await;
+            return identify::identify(&ClusterClient::connect(cli.global).await?, &value).await;
         }
-        command => (Cluster::connect(cli.global).await?, command),
+        command => (ClusterClient::connect(cli.global).await?, command),
     };
-    let (cluster, command) = cluster;
     match command {
-        Command::List(args) => show::list(&cluster, &args, false).await,
-        Command::Describe(args) => show::describe(&cluster, &args, false).await,
-        Command::Legacy(show::LegacyCommand::List(args)) => show::list(&cluster, &args, true).await,
-        Command::Legacy(show::LegacyCommand::Describe(args)) => show::describe(&cluster, &args, true).await,
-        Command::Reveal(args) => reveal::reveal(&cluster, &args).await,
-        Command::Rotate(args) => change::rotate(&cluster, &args).await,
-        Command::Activate(args) => change::switch(&cluster, &args, true).await,
-        Command::Deactivate(args) => change::switch(&cluster, &args, false).await,
-        Command::Delete(args) => change::delete(&cluster, &args).await,
-        Command::Revoke(args) => change::revoke(&cluster, &args).await,
-        Command::CanI(args) => rights::can_i(&cluster, &args).await,
-        Command::Explain(args) => rights::explain(&cluster, &args).await,
-        Command::Accept(args) => accept::accept(&cluster, &args).await,
-        Command::Migrate(args) => migrate::migrate(&cluster, &args).await,
-        Command::Policy(policy::PolicyCommand::Export(args)) => policy::export(&cluster, &args).await,
-        Command::Completion(_) | Command::Man(_) | Command::Identify(_) | Command::Policy(_) => Ok(Reply::yes("")),
+        PluginCommand::List(args) => show::list(&cluster, &args, false).await,
+        PluginCommand::Describe(args) => show::describe(&cluster, &args, false).await,
+        PluginCommand::Legacy(show::LegacyCommand::List(args)) => show::list(&cluster, &args, true).await,
+        PluginCommand::Legacy(show::LegacyCommand::Describe(args)) => show::describe(&cluster, &args, true).await,
+        PluginCommand::Reveal(args) => reveal::reveal(&cluster, &args).await,
+        PluginCommand::Rotate(args) => change::rotate(&cluster, &args).await,
+        PluginCommand::Activate(args) => change::switch(&cluster, &args, true).await,
+        PluginCommand::Deactivate(args) => change::switch(&cluster, &args, false).await,
+        PluginCommand::Delete(args) => change::delete(&cluster, &args).await,
+        PluginCommand::Revoke(args) => change::revoke(&cluster, &args).await,
+        PluginCommand::CanI(args) => rights::can_i(&cluster, &args).await,
+        PluginCommand::Explain(args) => rights::explain(&cluster, &args).await,
+        PluginCommand::Accept(args) => accept::accept(&cluster, &args).await,
+        PluginCommand::Migrate(args) => migrate::migrate(&cluster, &args).await,
+        PluginCommand::Policy(policy::PolicyCommand::Export(args)) => policy::export(&cluster, &args).await,
+        PluginCommand::Completion(_)
+        | PluginCommand::Man(_)
+        | PluginCommand::Identify(_)
+        | PluginCommand::Policy(_) => Ok(Reply::yes("")),
     }
 }
 
-/// The cluster, as the person who asks sees it.
-struct Cluster {
+/// A client with the rights of the user, and the global options.
+struct ClusterClient {
     client: Client,
     namespace: String,
     global: Global,
     clock: Clock,
-    colour: bool,
+    color: bool,
 }
 
-impl Cluster {
+impl ClusterClient {
     async fn connect(global: Global) -> Result<Self> {
         let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
-        let broken = |error: &dyn std::fmt::Display| Failure::Refused(format!("the kubeconfig can't be used: {error}"));
+        let unusable = |error: &dyn std::fmt::Display| CliError::Refused(format!("cannot use the kubeconfig: {error}"));
         let mut config = match &global.kubeconfig {
             Some(file) => {
-                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| broken(&error))?;
-                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| broken(&error))?
+                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error))?
             }
             None if options.context.is_some() => {
-                Config::from_kubeconfig(&options).await.map_err(|error| broken(&error))?
+                Config::from_kubeconfig(&options).await.map_err(|error| unusable(&error))?
             }
-            None => Config::infer().await.map_err(|error| broken(&error))?,
+            None => Config::infer().await.map_err(|error| unusable(&error))?,
         };
         if let Some(user) = &global.as_user {
             config.auth_info.impersonate = Some(user.clone());
             config.auth_info.impersonate_groups = (!global.as_groups.is_empty()).then(|| global.as_groups.clone());
         }
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).map_err(|error| broken(&error))?;
-        let colour = global.no_color.is_empty() && std::io::stdout().is_terminal();
-        Ok(Self { client, namespace, global, clock: Clock::system(), colour })
+        let client = Client::try_from(config).map_err(|error| unusable(&error))?;
+        let color = global.no_color.is_empty() && std::io::stdout().is_terminal();
+        Ok(Self { client, namespace, global, clock: Clock::system(), color })
     }
 
     fn keys(&self) -> Api<ApiKey> {
@@ -326,7 +329,7 @@ impl Cluster {
         }
     }
 
-    /// The catalogues, oldest first, and what they come to.
+    /// Returns the PermissionCatalogs, oldest first, and the catalog that results from merging them.
     async fn catalog(&self) -> Result<(Vec<PermissionCatalog>, Catalog)> {
         let all: Api<PermissionCatalog> = Api::all(self.client.clone());
         let mut sources = all.list(&ListParams::default()).await?.items;
@@ -342,6 +345,6 @@ fn key_type(text: &str) -> Result<KeyType, String> {
         "personal" => Ok(KeyType::Personal),
         "sendyourdata" => Ok(KeyType::SendYourData),
         "team" => Ok(KeyType::Team),
-        _ => Err("the types are Personal, SendYourData and Team".to_owned()),
+        _ => Err("must be Personal, SendYourData or Team".to_owned()),
     }
 }

@@ -1,11 +1,11 @@
-//! Access policies as Coralogix writes them.
+//! `policy`: translates access policies from and to the JSON of Coralogix.
 
 use std::io::Read;
 
 use clap::{Args, Subcommand};
 use kube::Api;
 
-use super::{Cluster, Failure, Global, Reply, Result, key_type, print, refused, rights};
+use super::{CliError, ClusterClient, Global, Reply, Result, key_type, print, refused, rights};
 use crate::{
     api::{AccessPolicy, KeyType},
     domain::{coralogix, rights as domain_rights},
@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Write the AccessPolicy that says what a policy of Coralogix says to standard output.
+    /// Write the AccessPolicy that is equivalent to a policy of Coralogix to standard output.
     Import(ImportArgs),
     /// Write an AccessPolicy as the JSON of Coralogix to standard output. Needs the right to read policies.
     Export(ExportArgs),
@@ -21,7 +21,7 @@ pub(super) enum PolicyCommand {
 
 #[derive(Args)]
 pub(super) struct ImportArgs {
-    /// The JSON; - is standard input.
+    /// The file with the JSON; - is standard input.
     file: String,
     /// The name of the AccessPolicy.
     #[arg(long)]
@@ -30,14 +30,14 @@ pub(super) struct ImportArgs {
 
 #[derive(Args)]
 pub(super) struct ExportArgs {
-    /// The AccessPolicy.
+    /// The name of the AccessPolicy.
     name: String,
-    /// The type of the keys for which it is: Team or SendYourData.
+    /// The type of the keys that refer to it: Team or SendYourData.
     #[arg(long = "type", value_parser = key_type, default_value = "Team")]
     key_type: KeyType,
 }
 
-/// The text of a file, or of standard input.
+/// Reads a file; `-` is standard input.
 pub(super) fn read(file: &str) -> Result<String> {
     let text = if file == "-" {
         let mut text = String::new();
@@ -45,7 +45,7 @@ pub(super) fn read(file: &str) -> Result<String> {
     } else {
         std::fs::read_to_string(file)
     };
-    text.map_err(|error| Failure::Refused(format!("{file}: {error}")))
+    text.map_err(|error| CliError::Refused(format!("{file}: {error}")))
 }
 
 pub(super) fn import(args: &ImportArgs, global: &Global) -> Result<Reply> {
@@ -58,7 +58,7 @@ pub(super) fn import(args: &ImportArgs, global: &Global) -> Result<Reply> {
     Ok(Reply::yes(print::yaml(&policy)?))
 }
 
-pub(super) async fn export(cluster: &Cluster, args: &ExportArgs) -> Result<Reply> {
+pub(super) async fn export(cluster: &ClusterClient, args: &ExportArgs) -> Result<Reply> {
     let need = domain_rights::any_permission(domain_rights::read_policy(args.key_type));
     if !rights::may(cluster, &need).await? {
         let names = domain_rights::read_policy(args.key_type).join(", ");

@@ -1,4 +1,4 @@
-//! To see a value: a KeyReveal that is encrypted to a key of this process alone.
+//! `reveal`: requests a value by a KeyReveal whose answer is encrypted to an identity of this process.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,7 +17,7 @@ use kube::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Cluster, FIELD_MANAGER, Failure, Reply, Result, policy, print, refused, say, usage};
+use super::{CliError, ClusterClient, FIELD_MANAGER, Reply, Result, policy, print, refused, report, usage};
 use crate::{
     api::{ApiKey, ApiKeyRef, Condition, KeyReveal, KeyRevealSpec, KeyRevealStatus, RevealMode},
     domain::{duration, key::Digest},
@@ -25,55 +25,55 @@ use crate::{
 
 #[derive(Args)]
 pub(super) struct RevealArgs {
-    /// The key.
+    /// The name of the key.
     key: String,
-    /// Write the value into a new file that only you can read, instead of to standard output.
+    /// Write the value to a new file that only you can read instead of to standard output.
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// Encrypt to this age recipient or SSH public key instead, and print what is encrypted.
+    /// Encrypt to this age recipient or SSH public key instead, and print the ciphertext.
     #[arg(long, conflicts_with = "recipients_file")]
     recipient: Option<String>,
-    /// As --recipient, from the first line of a file that is no comment: id_ed25519.pub, for example.
+    /// Read the recipient from a file that contains exactly one besides comments, such as id_ed25519.pub.
     #[arg(long)]
     recipients_file: Option<String>,
-    /// How long to wait for the answer.
+    /// The maximum time to wait for the answer.
     #[arg(long, default_value = "30s", value_parser = parse_timeout)]
     timeout: Duration,
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| format!("{text:?} is no duration: write one such as 30s or 2m"))
+    duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration: use the form 30s or 2m"))
 }
 
-pub(super) async fn reveal(cluster: &Cluster, args: &RevealArgs) -> Result<Reply> {
+pub(super) async fn reveal(cluster: &ClusterClient, args: &RevealArgs) -> Result<Reply> {
     let key = cluster.key(&args.key).await?;
-    if must_be_file(&key) && args.output.is_none() {
+    if is_one_time(&key) && args.output.is_none() {
         return usage(format!(
-            "the value of {} can be seen only once, so it has to go into a file: add --output FILE",
+            "the value of {} can be revealed only once and must go to a file: add --output FILE",
             args.key
         ));
     }
     let identity = x25519::Identity::generate();
-    let (recipient, foreign) = match other_recipient(args)? {
+    let (recipient, is_external) = match other_recipient(args)? {
         Some(recipient) => (recipient, true),
         None => (identity.to_public().to_string(), false),
     };
-    // Before anything is asked for: a value that can be seen once must not come to a full disk.
-    let mut target = args.output.as_deref().map(Target::create).transpose()?;
+    // Created before the request, so that no one-time value is taken if the file cannot be created.
+    let mut target = args.output.as_deref().map(RevealTarget::create).transpose()?;
     let requests: Api<KeyReveal> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let request = create(&requests, args, recipient).await?;
     let name = request.name_any();
-    let status = match tokio::time::timeout(args.timeout, answer(&requests, &name)).await {
+    let status = match tokio::time::timeout(args.timeout, wait_for_answer(&requests, &name)).await {
         Ok(answer) => answer?,
         Err(_) => match withdraw(cluster, args, &requests, request).await? {
             Withdrawn::Answered(status) => status,
             Withdrawn::Unanswered(why) => return refused(why),
             Withdrawn::Kept(why) => {
-                // Its answer would be the only copy of the value, and this identity the only key to it.
-                let Some(target) = target.as_mut().filter(|_| !foreign) else { return refused(why) };
+                // The answer would be the only copy of the value, and only this identity decrypts it.
+                let Some(target) = target.as_mut().filter(|_| !is_external) else { return refused(why) };
                 target.fill(&SecretString::from(identity.to_string().expose_secret().to_owned()))?;
                 return refused(format!(
-                    "{why} {} now holds the age identity that opens its answer: kubectl get keyreveal -n {} {name} \
+                    "{why} {} now holds the age identity that decrypts its answer: kubectl get keyreveal -n {} {name} \
                      -o jsonpath='{{.status.ciphertext}}' | age --decrypt -i {}",
                     target.path.display(),
                     cluster.namespace,
@@ -83,42 +83,52 @@ pub(super) async fn reveal(cluster: &Cluster, args: &RevealArgs) -> Result<Reply
         },
     };
     let delivered = match granted(&status) {
-        Some(condition) if condition.status == "True" => deliver(&status, &mut target, (!foreign).then_some(&identity)),
+        Some(condition) if condition.status == "True" => {
+            deliver(&status, &mut target, (!is_external).then_some(&identity))
+        }
         Some(condition) => refused(format!("{}: {}", condition.reason, condition.message)),
-        None => refused("the request was withdrawn before it was answered"),
+        None => refused("the request was deleted before it was answered"),
     };
-    // Only now: until here, the answer could be had again. Others can't read it, and it goes by itself soon: if we may
-    // not delete it, that is no matter.
+    // Deleted last, because the answer can be read again until the value is delivered. A failure is ignored: only the
+    // recipient can decrypt the answer, and the operator deletes the request later.
     let _ = requests.delete(&name, &DeleteParams::default()).await;
     delivered.map(|()| Reply::yes(""))
 }
 
-/// Hands the value of an answer over. `identity` is the key of this process, unless another is to open the answer.
-fn deliver(status: &KeyRevealStatus, target: &mut Option<Target>, identity: Option<&x25519::Identity>) -> Result<()> {
-    let Some(ciphertext) = &status.ciphertext else { return refused("the answer holds no value: ask again") };
+/// Writes the value of an answer to the file or to standard output. Without `identity`, writes the ciphertext.
+fn deliver(
+    status: &KeyRevealStatus,
+    target: &mut Option<RevealTarget>,
+    identity: Option<&x25519::Identity>,
+) -> Result<()> {
+    let Some(ciphertext) = &status.ciphertext else {
+        return refused("the answer holds no value: run the command again");
+    };
     let value = match identity {
         None => SecretString::from(ciphertext.clone()),
         Some(identity) => open(identity, ciphertext, status.id.as_deref())?,
     };
-    let once = status.one_time == Some(true);
+    let one_time = status.one_time == Some(true);
     match target {
         Some(target) => match target.fill(&value) {
-            Ok(()) => say(&format!("written to {}", target.path.display())),
-            Err(Failure::Refused(why) | Failure::Usage(why)) if once => {
-                say(&format!("error: {why}: the value can't be had again, so that it goes to standard output instead"));
+            Ok(()) => report(&format!("the value was written to {}", target.path.display())),
+            Err(CliError::Refused(why) | CliError::Usage(why)) if one_time => {
+                report(&format!(
+                    "error: {why}: the value cannot be revealed again, so it is written to standard output"
+                ));
                 show(&value, true)?;
             }
             Err(failure) => return Err(failure),
         },
-        None => show(&value, once)?,
+        None => show(&value, one_time)?,
     }
-    if once {
-        say("this was the only time: the cluster no longer has the value");
+    if one_time {
+        report("the value cannot be revealed again: the cluster no longer has it");
     }
     Ok(())
 }
 
-fn must_be_file(key: &ApiKey) -> bool {
+fn is_one_time(key: &ApiKey) -> bool {
     let reveal = key.status.as_ref().and_then(|status| status.reveal.as_ref());
     reveal.is_some_and(|reveal| reveal.mode == RevealMode::OneTime)
 }
@@ -130,39 +140,38 @@ fn other_recipient(args: &RevealArgs) -> Result<Option<String>> {
     match (lines.next(), lines.next()) {
         (Some(line), None) => Ok(Some(line.to_owned())),
         (None, _) => usage(format!("{file} names no recipient")),
-        // A request has one recipient: to leave out the others silently would be worse.
-        (Some(_), Some(_)) => usage(format!("{file} names several recipients: a request has one")),
+        // A request has one recipient. The others must not be dropped silently.
+        (Some(_), Some(_)) => usage(format!("{file} names several recipients, but a request has only one")),
     }
 }
 
-/// Asks.
 async fn create(requests: &Api<KeyReveal>, args: &RevealArgs, recipient: String) -> Result<KeyReveal> {
     let spec = KeyRevealSpec { api_key_ref: ApiKeyRef { name: args.key.clone() }, recipient, requester: None };
     let mut request = KeyReveal::new("", spec);
     request.metadata.name = None;
-    // Room for what the API server appends.
+    // Leaves room for the suffix that the API server appends (at most 253 characters in total).
     request.metadata.generate_name = Some(format!("{}-", args.key.chars().take(240).collect::<String>()));
     let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     Ok(requests.create(&params, &request).await?)
 }
 
-/// What became of a request for which no answer came in time.
+/// The result of [`withdraw`].
 enum Withdrawn {
-    /// The answer came after all.
+    /// The answer arrived after the timeout.
     Answered(KeyRevealStatus),
-    /// It is deleted, and was not answered.
+    /// The request is deleted and was not answered, for this reason.
     Unanswered(String),
-    /// It may still be answered, and stays.
+    /// The request stays and may still be answered. The text says why there is no answer yet.
     Kept(String),
 }
 
-/// Looks at a request once more, and deletes it unless that could lose a value.
+/// Reads a request again after the timeout, and deletes it unless this could lose a value.
 ///
-/// The operator takes a value that can be seen once out of its Secret before it writes the answer: deleted between the
-/// two, the request would take the last copy with it. So it stays. Any other is deleted as it was looked at, so that an
-/// answer that comes at this moment is not lost either.
+/// Before the operator writes an answer, it replaces a one-time value in its Secret by a copy that only the answer can
+/// deliver. To delete the request in between would lose the value, so the request stays. Other requests are deleted
+/// with the resourceVersion that was read, so that an answer that arrives meanwhile is not lost.
 async fn withdraw(
-    cluster: &Cluster,
+    cluster: &ClusterClient,
     args: &RevealArgs,
     requests: &Api<KeyReveal>,
     mut request: KeyReveal,
@@ -173,10 +182,10 @@ async fn withdraw(
         match requests.get_opt(&name).await {
             Ok(Some(found)) => request = found,
             Ok(None) => {
-                return Ok(Withdrawn::Unanswered(format!("{waited}: the request was deleted by somebody else")));
+                return Ok(Withdrawn::Unanswered(format!("{waited}: another client deleted the request")));
             }
             Err(error) => {
-                let (Failure::Refused(why) | Failure::Usage(why)) = error.into();
+                let (CliError::Refused(why) | CliError::Usage(why)) = error.into();
                 return Ok(Withdrawn::Kept(format!(
                     "{waited}: {why}. KeyReveal {name} stays, and may still be answered."
                 )));
@@ -187,53 +196,53 @@ async fn withdraw(
         }
         let key = cluster.key(&args.key).await;
         let why = reason(&request, key.as_ref().ok());
-        if key.as_ref().is_ok_and(must_be_file) || key.is_err() {
+        if key.as_ref().is_ok_and(is_one_time) || key.is_err() {
             return Ok(Withdrawn::Kept(format!(
                 "{waited}: {why}. KeyReveal {name} stays, and may still be answered until the operator deletes it."
             )));
         }
-        let this = Preconditions { uid: request.uid(), resource_version: request.resource_version() };
-        let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
+        let preconditions = Preconditions { uid: request.uid(), resource_version: request.resource_version() };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match requests.delete(&name, &params).await {
             Err(kube::Error::Api(status)) if status.is_conflict() => {}
-            // If we may not, it goes by itself.
+            // After a failure, the operator deletes the request later.
             _ => return Ok(Withdrawn::Unanswered(format!("{waited}: {why}"))),
         }
     }
 }
 
-/// Why there is no answer, as far as the cluster says.
+/// Returns the reason that the cluster reports for a missing answer.
 fn reason(request: &KeyReveal, key: Option<&ApiKey>) -> String {
-    let found = |conditions: &[Condition], kind: &str| {
+    let problem = |conditions: &[Condition], kind: &str| {
         let condition = conditions.iter().find(|c| c.type_ == kind && c.status != "True");
         condition.map(|c| format!("{}: {}", c.reason, c.message))
     };
-    let of_request = request.status.as_ref().and_then(|status| found(&status.conditions, "Granted"));
+    let of_request = request.status.as_ref().and_then(|status| problem(&status.conditions, "Granted"));
     let of_key = || {
         let status = key?.status.as_ref()?;
-        Some(format!("ApiKey {} is not ready: {}", key?.name_any(), found(&status.conditions, "Ready")?))
+        Some(format!("ApiKey {} is not ready: {}", key?.name_any(), problem(&status.conditions, "Ready")?))
     };
     of_request.or_else(of_key).unwrap_or_else(|| {
-        // The request has a requester, which the webhook wrote into it: some replica runs.
+        // The webhook wrote the requester, so a replica of the operator runs.
         if request.spec.requester.is_some() {
             "the operator's webhook admitted the request, and the replica that holds the operator's Lease has not \
              answered it yet: see its log"
         } else {
-            "nobody wrote the requester into the request: the mutating webhook of Keywright is not installed"
+            "spec.requester of the request is empty: the mutating webhook of Keywright is not installed"
         }
         .to_owned()
     })
 }
 
-/// Waits for the answer.
-async fn answer(requests: &Api<KeyReveal>, name: &str) -> Result<KeyRevealStatus> {
+/// Waits until the operator has granted or denied the request.
+async fn wait_for_answer(requests: &Api<KeyReveal>, name: &str) -> Result<KeyRevealStatus> {
     let decided = |request: Option<&KeyReveal>| {
         request.is_none_or(|request| request.status.as_ref().is_some_and(|status| granted(status).is_some()))
     };
     match wait::await_condition(requests.clone(), name, decided).await {
         Ok(Some(request)) => return Ok(request.status.unwrap_or_default()),
         Ok(None) => return refused("the request was deleted before it was answered"),
-        // Who may not watch may still be allowed to look.
+        // A user who may not watch KeyReveals may still be allowed to get one.
         Err(_) => {}
     }
     loop {
@@ -249,59 +258,61 @@ fn granted(status: &KeyRevealStatus) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == "Granted" && condition.status != "Unknown")
 }
 
-/// Decrypts the value, and makes sure that it is the one that it says it is.
+/// Decrypts the value, and compares its digest with `id`.
 fn open(identity: &x25519::Identity, ciphertext: &str, id: Option<&str>) -> Result<SecretString> {
     let Ok(plain) = age::decrypt(identity, ciphertext.as_bytes()) else {
-        return refused("the answer is not encrypted to this request: ask again");
+        return refused("the answer is not encrypted to the identity of this request: run the command again");
     };
     let digest = Digest::of(&plain);
-    let Ok(value) = String::from_utf8(plain) else { return refused("the value is not text") };
+    let Ok(value) = String::from_utf8(plain) else { return refused("the value is not UTF-8 text") };
     let value = SecretString::from(value);
     match id {
-        Some(id) if id != digest.id() => refused("the answer holds another value than it says: ask again"),
+        Some(id) if id != digest.id() => {
+            refused("the value in the answer does not match its id: run the command again")
+        }
         _ => Ok(value),
     }
 }
 
-/// Writes a value to standard output. The last copy of one goes there whatever it is.
-fn show(value: &SecretString, last: bool) -> Result<()> {
+/// Writes a value to standard output. The last copy of a value is written even if it holds control characters.
+fn show(value: &SecretString, is_last_copy: bool) -> Result<()> {
     let mut stdout = std::io::stdout();
     let is_terminal = stdout.is_terminal();
-    // A legacy value is whatever somebody imported.
-    if is_terminal && !last && print::line(value.expose_secret()) != value.expose_secret() {
-        return refused("the value holds control characters, which a terminal would obey: add --output FILE");
+    // A legacy value can hold any characters.
+    if is_terminal && !is_last_copy && print::line(value.expose_secret()) != value.expose_secret() {
+        return refused("the value holds control characters, which a terminal would interpret: add --output FILE");
     }
-    // A pipe gets the value and nothing else.
+    // A pipe receives the value without a newline.
     let end: &[u8] = if is_terminal { b"\n" } else { b"" };
     let written = stdout.write_all(value.expose_secret().as_bytes()).and_then(|()| stdout.write_all(end));
-    written.and_then(|()| stdout.flush()).map_err(|error| Failure::Refused(format!("standard output: {error}")))
+    written.and_then(|()| stdout.flush()).map_err(|error| CliError::Refused(format!("standard output: {error}")))
 }
 
-/// A file that is created for one value, and removed if none comes.
-struct Target {
+/// A file that is created for one value, and removed on drop if it received none.
+struct RevealTarget {
     path: PathBuf,
     file: File,
     filled: bool,
 }
 
-impl Target {
+impl RevealTarget {
     fn create(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         match file {
             Ok(file) => Ok(Self { path: path.to_owned(), file, filled: false }),
-            Err(error) => refused(format!("{}: {error}; nothing was asked for", path.display())),
+            Err(error) => refused(format!("{}: {error}; the value was not requested", path.display())),
         }
     }
 
     fn fill(&mut self, value: &SecretString) -> Result<()> {
         let written = self.file.write_all(value.expose_secret().as_bytes()).and_then(|()| self.file.sync_all());
-        // What is there, even a part of it, may be the last copy.
+        // Also after a failed write: the content may be the last copy of the value.
         self.filled = true;
-        written.map_err(|error| Failure::Refused(format!("{}: {error}", self.path.display())))
+        written.map_err(|error| CliError::Refused(format!("{}: {error}", self.path.display())))
     }
 }
 
-impl Drop for Target {
+impl Drop for RevealTarget {
     fn drop(&mut self) {
         if !self.filled {
             let _ = std::fs::remove_file(&self.path);
@@ -318,7 +329,7 @@ mod tests {
     const VALUE: &str = "kwt_value";
 
     #[test]
-    fn an_answer_opens_with_the_key_of_the_request_alone() {
+    fn open_requires_the_identity_of_the_request_and_the_matching_id() {
         let identity = x25519::Identity::generate();
         let id = Digest::of(VALUE.as_bytes()).id();
         let ciphertext = age::encrypt_and_armor(&identity.to_public(), VALUE.as_bytes()).unwrap();
@@ -329,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waited_in_vain_is_told_what_the_cluster_knows() {
+    fn reason_comes_from_the_request_then_from_the_key_then_from_the_webhook() {
         let request = |status: serde_json::Value, requester: serde_json::Value| -> KeyReveal {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"name": "r"},
@@ -348,31 +359,31 @@ mod tests {
             }))
             .unwrap()
         };
-        let somebody = serde_json::json!({"username": "alice"});
+        let alice = serde_json::json!({"username": "alice"});
         let retrying = serde_json::json!({"conditions": [condition("Granted", "Unknown", "Retrying")]});
         let none = serde_json::Value::Null;
-        assert_eq!(reason(&request(retrying, somebody.clone()), Some(&key("False"))), "Retrying: m");
-        let of_key = reason(&request(none.clone(), somebody.clone()), Some(&key("False")));
+        assert_eq!(reason(&request(retrying, alice.clone()), Some(&key("False"))), "Retrying: m");
+        let of_key = reason(&request(none.clone(), alice.clone()), Some(&key("False")));
         assert_eq!(of_key, "ApiKey k is not ready: SecretLost: m");
         for key in [None, Some(&key("True"))] {
-            assert!(reason(&request(none.clone(), somebody.clone()), key).contains("webhook admitted"));
+            assert!(reason(&request(none.clone(), alice.clone()), key).contains("webhook admitted"));
         }
         assert!(reason(&request(none.clone(), none), None).contains("not installed"));
     }
 
     #[test]
-    fn a_file_is_new_ones_own_and_gone_without_a_value() {
+    fn a_target_is_a_new_private_file_and_is_removed_without_a_value() {
         let folder = std::env::temp_dir().join(format!("keywright-reveal-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("value");
-        drop(Target::create(&path).unwrap());
+        drop(RevealTarget::create(&path).unwrap());
         assert!(!path.exists());
-        let mut target = Target::create(&path).unwrap();
+        let mut target = RevealTarget::create(&path).unwrap();
         target.fill(&SecretString::from(VALUE)).unwrap();
         drop(target);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), VALUE);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(Target::create(&path).is_err(), "never written over");
+        assert!(RevealTarget::create(&path).is_err(), "an existing file is not overwritten");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), VALUE);
         std::fs::remove_dir_all(&folder).unwrap();
     }

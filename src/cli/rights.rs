@@ -1,4 +1,4 @@
-//! Who may do what, and why: the same rules and questions as admission has.
+//! `can-i` and `explain`: evaluate the rules of admission for a user, and name the bindings that decide.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -9,35 +9,40 @@ use k8s_openapi::api::{
 };
 use kube::{Api, ResourceExt, api::PostParams};
 
-use super::{Cluster, Reply, Result, key_type, print, refused, say, usage};
+use super::{ClusterClient, Reply, Result, key_type, print, refused, report, usage};
 use crate::{
-    access::{self, Review, Reviewer, Unanswered, attributes},
+    access::{self, AccessReview, Reviewer, Unanswered, attributes},
     api::{
         AccessPolicy, ApiKeySpec, KeyType, Requester, SecuritySettings, SecuritySettingsSpec, creator, creator_of_key,
     },
     domain::{
+        authorization::{self, Authorization, AuthorizationInputs, KnownPolicy},
         catalog::Catalog,
-        gates::{self, KnownPolicy, Situation, Verdict},
-        policy::Person,
+        policy::User,
         provenance,
         rights::{Need, Right},
     },
 };
 
-/// Asks the API server about whoever asks.
-struct Myself {
+/// Reviews the rights of the user of the plugin by SelfSubjectAccessReview.
+struct SelfReviewer {
     reviews: Api<SelfSubjectAccessReview>,
 }
 
-impl Reviewer for Myself {
-    async fn review(&self, _: &Arc<Requester>, namespace: &Arc<str>, right: &Right) -> Result<Review, Unanswered> {
+impl Reviewer for SelfReviewer {
+    async fn review(
+        &self,
+        _: &Arc<Requester>,
+        namespace: &Arc<str>,
+        right: &Right,
+    ) -> Result<AccessReview, Unanswered> {
         let spec = SelfSubjectAccessReviewSpec {
             resource_attributes: Some(attributes(namespace, right)),
             ..SelfSubjectAccessReviewSpec::default()
         };
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         match self.reviews.create(&PostParams::default(), &review).await {
-            Ok(SelfSubjectAccessReview { status: Some(status), .. }) => Ok(Review {
+            Ok(SelfSubjectAccessReview { status: Some(status), .. }) => Ok(AccessReview {
                 allowed: status.allowed && !status.denied.unwrap_or_default(),
                 reason: status.reason.unwrap_or_default(),
             }),
@@ -46,33 +51,34 @@ impl Reviewer for Myself {
     }
 }
 
-fn myself(cluster: &Cluster) -> Myself {
-    Myself { reviews: Api::all(cluster.client.clone()) }
+fn self_reviewer(cluster: &ClusterClient) -> SelfReviewer {
+    SelfReviewer { reviews: Api::all(cluster.client.clone()) }
 }
 
-impl From<Unanswered> for super::Failure {
+impl From<Unanswered> for super::CliError {
     fn from(unanswered: Unanswered) -> Self {
         Self::Refused(unanswered.to_string())
     }
 }
 
-/// Whether whoever asks has the rights.
-pub(super) async fn may(cluster: &Cluster, need: &Need) -> Result<bool> {
-    // Who that is, the API server knows.
-    let (who, namespace) = (Arc::default(), cluster.namespace.as_str().into());
-    Ok(access::ask(&myself(cluster), &who, &namespace, need).await?.met)
+/// Whether the user of the plugin has the rights.
+pub(super) async fn may(cluster: &ClusterClient, need: &Need) -> Result<bool> {
+    // SelfReviewer ignores the requester: the API server derives it from the credentials.
+    let (requester, namespace) = (Arc::default(), cluster.namespace.as_str().into());
+    Ok(access::ask(&self_reviewer(cluster), &requester, &namespace, need).await?.met)
 }
 
-/// Some change that leaves what a key carries, and for how long, as it is.
-const CHANGE: gates::Beside = gates::Beside { metadata: true, known: provenance::Change::NOTHING };
+/// A change of metadata, which affects neither the rights nor the lifetime of a key.
+const CHANGE: authorization::OtherChanges =
+    authorization::OtherChanges { metadata: true, provenance: provenance::ProvenanceChange::NOTHING };
 
 #[derive(Args)]
 pub(super) struct CanIArgs {
-    /// What: use a permission or a preset; create, view, update or delete a key.
+    /// The operation: use a permission or a preset; create, view, update or delete a key.
     verb: CanIVerb,
-    /// For use: permissions or presets, and the name; the name alone is that of a permission.
+    /// For use: permissions or presets (the default is permissions), and the name.
     #[arg(num_args = 0..=2)]
-    what: Vec<String>,
+    target: Vec<String>,
     /// The type of the key.
     #[arg(long = "type", value_parser = key_type)]
     key_type: Option<KeyType>,
@@ -82,7 +88,7 @@ pub(super) struct CanIArgs {
     /// A permission in the key; may be repeated.
     #[arg(long = "permission")]
     permissions: Vec<String>,
-    /// The user of a Personal key; otherwise yourself.
+    /// The user of a Personal key; the default is you.
     #[arg(long)]
     user: Option<String>,
 }
@@ -96,64 +102,64 @@ enum CanIVerb {
     Delete,
 }
 
-pub(super) async fn can_i(cluster: &Cluster, args: &CanIArgs) -> Result<Reply> {
+pub(super) async fn can_i(cluster: &ClusterClient, args: &CanIArgs) -> Result<Reply> {
     if args.verb == CanIVerb::Use {
-        let (kind, name) = match args.what.as_slice() {
+        let (kind, name) = match args.target.as_slice() {
             [name] => ("permissions", name),
             [kind, name] => (kind.as_str(), name),
-            _ => return usage("say what to use: kubectl keywright can-i use [permissions|presets] NAME"),
+            _ => return usage("name a permission or a preset: kubectl keywright can-i use [permissions|presets] NAME"),
         };
-        // Who may not read the catalogue can still ask for a right by its exact name.
+        // A user who may not read the catalogs can still name a right exactly.
         let (_, catalog) = cluster.catalog().await.unwrap_or_default();
         let right = match kind {
             "permission" | "permissions" => {
                 let known = catalog.permission(name).map(|known| Arc::clone(&known.name));
-                warn_of_unknown(&catalog, "permission", name, known.is_none(), &catalog.permissions_like(name));
+                warn_if_unknown(&catalog, "permission", name, known.is_none(), &catalog.permissions_like(name));
                 Right::Permission(known.unwrap_or_else(|| name.as_str().into()))
             }
             "preset" | "presets" => {
                 let known = catalog.preset(name).map(|known| Arc::clone(&known.name));
-                warn_of_unknown(&catalog, "preset", name, known.is_none(), &catalog.presets_like(name));
+                warn_if_unknown(&catalog, "preset", name, known.is_none(), &catalog.presets_like(name));
                 Right::Preset(known.unwrap_or_else(|| name.as_str().into()))
             }
-            other => return usage(format!("{other:?} can't be used: only permissions and presets can")),
+            other => return usage(format!("{other:?} is not supported: use permissions or presets")),
         };
         let namespace = cluster.namespace.as_str().into();
-        let review = myself(cluster).review(&Arc::default(), &namespace, &right).await?;
+        let review = self_reviewer(cluster).review(&Arc::default(), &namespace, &right).await?;
         let (right, why) = (print::line(&right.to_string()), print::line(why(&review)));
         let text = format!("{}: {right}: {why}\n", yes_no(review.allowed, cluster));
         return Ok(Reply { text, yes: review.allowed });
     }
-    if !args.what.is_empty() {
-        return usage("for a key that exists: kubectl keywright explain USER KEY; for one that does not, give --type");
+    if !args.target.is_empty() {
+        return usage("for an existing key, use kubectl keywright explain USER KEY; for a new key, use --type");
     }
-    let Some(key_type) = args.key_type else { return usage("say which type of key: --type Team, for example") };
-    let who = whoami(cluster).await?;
-    let spec = spec(args, key_type, &who);
+    let Some(key_type) = args.key_type else { return usage("add the type of the key, for example --type Team") };
+    let requester = whoami(cluster).await?;
+    let spec = spec(args, key_type, &requester);
     let mut empty = spec.clone();
     empty.presets.clear();
     empty.permissions.clear();
     let (_, catalog) = cluster.catalog().await?;
     let settings = settings(cluster).await;
-    let situation = Situation {
-        who: Person { name: &who.username, groups: &who.groups },
+    let inputs = AuthorizationInputs {
+        requester: User { name: &requester.username, groups: &requester.groups },
         catalog: &catalog,
         settings: settings.as_ref(),
         policy: &|_| None,
     };
-    let verdict = match args.verb {
-        CanIVerb::View => gates::reveal(&situation, &spec, None, None),
-        CanIVerb::Update => gates::update(&situation, &empty, &spec, None, CHANGE),
-        CanIVerb::Delete => gates::delete(&situation, &spec, None),
-        CanIVerb::Create | CanIVerb::Use => gates::create(&situation, &spec, ""),
+    let decision = match args.verb {
+        CanIVerb::View => authorization::reveal(&inputs, &spec, None, None),
+        CanIVerb::Update => authorization::update(&inputs, &empty, &spec, None, CHANGE),
+        CanIVerb::Delete => authorization::delete(&inputs, &spec, None),
+        CanIVerb::Create | CanIVerb::Use => authorization::create(&inputs, &spec, ""),
     };
     let title = format!("{:?}", args.verb).to_lowercase();
-    let (text, yes) = judge(cluster, &myself(cluster), &Arc::new(who), &title, &verdict).await?;
+    let (text, yes) = evaluate(cluster, &self_reviewer(cluster), &Arc::new(requester), &title, &decision).await?;
     Ok(Reply { text, yes })
 }
 
-fn spec(args: &CanIArgs, key_type: KeyType, who: &Requester) -> ApiKeySpec {
-    let user = args.user.clone().unwrap_or_else(|| who.username.clone());
+fn spec(args: &CanIArgs, key_type: KeyType, requester: &Requester) -> ApiKeySpec {
+    let user = args.user.clone().unwrap_or_else(|| requester.username.clone());
     ApiKeySpec {
         display_name: None,
         key_type,
@@ -169,14 +175,14 @@ fn spec(args: &CanIArgs, key_type: KeyType, who: &Requester) -> ApiKeySpec {
     }
 }
 
-fn warn_of_unknown(catalog: &Catalog, kind: &str, name: &str, unknown: bool, near: &[&str]) {
+fn warn_if_unknown(catalog: &Catalog, kind: &str, name: &str, unknown: bool, near: &[&str]) {
     if unknown && !catalog.is_empty() {
         let hint = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
-        say(&print::line(&format!("warning: no catalogue has a {kind} {name}{hint}")));
+        report(&print::line(&format!("warning: no catalog has a {kind} {name}{hint}")));
     }
 }
 
-async fn whoami(cluster: &Cluster) -> Result<Requester> {
+async fn whoami(cluster: &ClusterClient) -> Result<Requester> {
     let reviews: Api<SelfSubjectReview> = Api::all(cluster.client.clone());
     let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
     let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
@@ -188,34 +194,34 @@ async fn whoami(cluster: &Cluster) -> Result<Requester> {
     })
 }
 
-async fn settings(cluster: &Cluster) -> Option<SecuritySettingsSpec> {
+async fn settings(cluster: &ClusterClient) -> Option<SecuritySettingsSpec> {
     let all: Api<SecuritySettings> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     if let Ok(settings) = all.get_opt("default").await {
         return settings.map(|settings| settings.spec);
     }
-    say("warning: the security settings can't be read, so data-scoped groups are not considered");
+    report("warning: cannot read SecuritySettings default, so data-scoped groups are ignored");
     None
 }
 
 #[derive(Args)]
 pub(super) struct ExplainArgs {
-    /// The user, as the cluster authenticates that user.
+    /// The name of the user in the cluster.
     user: String,
-    /// The key.
+    /// The name of the key.
     key: String,
     /// The groups of the user.
     #[arg(long, value_delimiter = ',')]
     groups: Vec<String>,
 }
 
-pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Reply> {
+pub(super) async fn explain(cluster: &ClusterClient, args: &ExplainArgs) -> Result<Reply> {
     let key = cluster.key(&args.key).await?;
     let mut groups = args.groups.clone();
-    // Everybody whom the cluster authenticates is in it.
+    // Every authenticated user is in this group.
     if groups.iter().all(|group| group != "system:authenticated") {
         groups.push("system:authenticated".to_owned());
     }
-    let who = Requester { username: args.user.clone(), groups, ..Requester::default() };
+    let requester = Requester { username: args.user.clone(), groups, ..Requester::default() };
     let (_, catalog) = cluster.catalog().await?;
     let settings = settings(cluster).await;
     let policy = match &key.spec.access_policy_ref {
@@ -226,8 +232,8 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
         }
         None => None,
     };
-    let situation = Situation {
-        who: Person { name: &who.username, groups: &who.groups },
+    let inputs = AuthorizationInputs {
+        requester: User { name: &requester.username, groups: &requester.groups },
         catalog: &catalog,
         settings: settings.as_ref(),
         policy: &|_| policy.clone(),
@@ -235,21 +241,21 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
     let known = creator_of_key(&key);
     let creator = known.as_ref().map(|creator| creator.name.as_str());
     let (spec, status) = (&key.spec, key.status.as_ref());
-    let verdicts = [
-        ("view", gates::reveal(&situation, spec, status, creator)),
-        ("manage", gates::update(&situation, spec, spec, creator, CHANGE)),
-        ("delete", gates::delete(&situation, spec, creator)),
+    let decisions = [
+        ("view", authorization::reveal(&inputs, spec, status, creator)),
+        ("manage", authorization::update(&inputs, spec, spec, creator, CHANGE)),
+        ("delete", authorization::delete(&inputs, spec, creator)),
     ];
-    let reviewer = access::Cluster::new(cluster.client.clone());
-    let mut text = format!("{} on {}/{}\n", print::line(&who.username), cluster.namespace, key.name_any());
-    let who = Arc::new(who);
-    for (title, verdict) in &verdicts {
-        match judge(cluster, &reviewer, &who, title, verdict).await {
-            Ok((judged, _)) => text += &judged,
+    let reviewer = access::ClusterReviewer::new(cluster.client.clone());
+    let mut text = format!("{} on {}/{}\n", print::line(&requester.username), cluster.namespace, key.name_any());
+    let requester = Arc::new(requester);
+    for (title, decision) in &decisions {
+        match evaluate(cluster, &reviewer, &requester, title, decision).await {
+            Ok((lines, _)) => text += &lines,
             Err(_) => {
                 return refused(
-                    "the cluster does not say what others may do: you need the right to create subjectaccessreviews \
-                     (authorization.k8s.io); about yourself, ask kubectl keywright can-i",
+                    "cannot review the rights of other users: you need the right to create subjectaccessreviews \
+                     (authorization.k8s.io); for your own rights, use kubectl keywright can-i",
                 );
             }
         }
@@ -257,28 +263,28 @@ pub(super) async fn explain(cluster: &Cluster, args: &ExplainArgs) -> Result<Rep
     Ok(Reply::yes(text))
 }
 
-/// Asks for what a verdict demands, and says gate by gate what came of it.
-async fn judge<R: Reviewer>(
-    cluster: &Cluster,
+/// Reviews the rights that a decision requires. Returns the result of each gate as text, and whether all gates hold.
+async fn evaluate<R: Reviewer>(
+    cluster: &ClusterClient,
     reviewer: &R,
-    who: &Arc<Requester>,
+    requester: &Arc<Requester>,
     title: &str,
-    verdict: &Verdict,
+    decision: &Authorization,
 ) -> Result<(String, bool)> {
     let namespace: Arc<str> = cluster.namespace.as_str().into();
-    let mut yes = verdict.denials.is_empty();
+    let mut yes = decision.denials.is_empty();
     let mut lines = String::new();
-    if let Some(ruling) = &verdict.ruling {
+    if let Some(ruling) = &decision.ruling {
         let _ = writeln!(lines, "  Policy: {:?}, by {}", ruling.level, print::line(&ruling.by.to_string()));
     }
-    for denial in &verdict.denials {
+    for denial in &decision.denials {
         let _ = writeln!(lines, "  {:?}: no: {}", denial.gate, print::line(&denial.message));
     }
-    for demand in &verdict.demands {
-        let answer = access::ask(reviewer, who, &namespace, &demand.need).await?;
+    for demand in &decision.demands {
+        let answer = access::ask(reviewer, requester, &namespace, &demand.need).await?;
         yes &= answer.met;
-        let verdict = if answer.met { "yes" } else { "no" };
-        let _ = writeln!(lines, "  {:?}: {verdict}, to {}:", demand.gate, print::line(&demand.purpose));
+        let result = if answer.met { "yes" } else { "no" };
+        let _ = writeln!(lines, "  {:?}: {result}, to {}:", demand.gate, print::line(&demand.purpose));
         if answer.met {
             for (right, review) in answer.asked.iter().filter(|(_, review)| review.allowed) {
                 let _ = writeln!(lines, "    {}: {}", print::line(&right.to_string()), print::line(why(review)));
@@ -291,12 +297,12 @@ async fn judge<R: Reviewer>(
     Ok((format!("{title}: {}\n{lines}", yes_no(yes, cluster)), yes))
 }
 
-fn yes_no(yes: bool, cluster: &Cluster) -> String {
-    print::paint(if yes { "yes" } else { "no" }, cluster.colour)
+fn yes_no(yes: bool, cluster: &ClusterClient) -> String {
+    print::paint(if yes { "yes" } else { "no" }, cluster.color)
 }
 
-/// The authorizer's own words: they name the binding.
-fn why(review: &Review) -> &str {
+/// The reason that the authorizer gives, which names the binding.
+fn why(review: &AccessReview) -> &str {
     match (review.reason.as_str(), review.allowed) {
         ("", true) => "allowed (the authorizer gives no reason)",
         ("", false) => "no binding grants it",

@@ -1,30 +1,30 @@
-//! Keys as people read them.
+//! `list` and `describe`: keys in readable form.
 
 use std::fmt::Write;
 
 use clap::{Args, Subcommand};
 use kube::{Api, ResourceExt};
 
-use super::{Cluster, Format, Reply, Result, Selection, print, refused, rights};
+use super::{ClusterClient, Format, Reply, Result, Selection, print, refused, rights};
 use crate::{
     api::{AccessMode, AccessPolicy, ApiKey, Evidence, PermissionCatalog},
-    domain::{catalog::Catalog, gates::Contents, rights as domain_rights, status::secret_ref},
+    domain::{authorization::Contents, catalog::Catalog, rights as domain_rights, status::secret_ref},
 };
 
 #[derive(Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     selection: Selection,
-    /// The form of the output.
+    /// The format of the output.
     #[arg(short, long, value_enum)]
     output: Option<Format>,
 }
 
 #[derive(Args)]
 pub(super) struct DescribeArgs {
-    /// The key.
+    /// The name of the key.
     key: String,
-    /// The form of the output.
+    /// The format of the output.
     #[arg(short, long, value_enum)]
     output: Option<Format>,
 }
@@ -33,18 +33,18 @@ pub(super) struct DescribeArgs {
 pub(super) enum LegacyCommand {
     /// List legacy keys.
     List(ListArgs),
-    /// Show what a legacy key may do, so that a custom key can take its place.
+    /// Show the permissions of a legacy key, so that a custom key can replace it.
     Describe(DescribeArgs),
 }
 
-pub(super) async fn list(cluster: &Cluster, args: &ListArgs, legacy: bool) -> Result<Reply> {
+pub(super) async fn list(cluster: &ClusterClient, args: &ListArgs, legacy: bool) -> Result<Reply> {
     let mut keys = cluster.select(&args.selection, None).await?;
     keys.retain(|key| !legacy || key.spec.legacy.is_some());
     if let Some(text) = print::keys(&keys, args.output, false)? {
         return Ok(Reply::yes(text));
     }
     if keys.is_empty() {
-        super::say("No keys found.");
+        super::report("No keys found.");
         return Ok(Reply::yes(""));
     }
     let wide = args.output == Some(Format::Wide);
@@ -59,7 +59,7 @@ pub(super) async fn list(cluster: &Cluster, args: &ListArgs, legacy: bool) -> Re
         head.extend(["EXPIRES", "LAST USED", "ID"]);
     }
     let rows: Vec<_> = keys.iter().map(|key| row(key, args.selection.all_namespaces, legacy, wide)).collect();
-    Ok(Reply::yes(print::table(&head, &rows, cluster.colour)))
+    Ok(Reply::yes(print::table(&head, &rows, cluster.color)))
 }
 
 fn row(key: &ApiKey, namespace: bool, legacy: bool, wide: bool) -> Vec<String> {
@@ -86,29 +86,29 @@ fn row(key: &ApiKey, namespace: bool, legacy: bool, wide: bool) -> Vec<String> {
     row
 }
 
-pub(super) async fn describe(cluster: &Cluster, args: &DescribeArgs, legacy: bool) -> Result<Reply> {
+pub(super) async fn describe(cluster: &ClusterClient, args: &DescribeArgs, legacy: bool) -> Result<Reply> {
     let key = cluster.key(&args.key).await?;
     if legacy && key.spec.legacy.is_none() {
-        return refused(format!("{} is no legacy key: kubectl keywright describe shows it", args.key));
+        return refused(format!("{} is not a legacy key: use kubectl keywright describe", args.key));
     }
     if let Some(text) = print::keys(std::slice::from_ref(&key), args.output, true)? {
         return Ok(Reply::yes(text));
     }
     let (sources, catalog) = cluster.catalog().await?;
-    let mut text = facts(&key, cluster.colour);
+    let mut text = summary(&key, cluster.color);
     contents(&mut text, &key, &catalog, &sources);
     tokens(&mut text, &key);
     policy(&mut text, cluster, &key).await?;
-    conditions(&mut text, &key, cluster.colour);
+    conditions(&mut text, &key, cluster.color);
     Ok(Reply::yes(text))
 }
 
-/// One line of a description.
+/// Writes one line of a description.
 fn field(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "{:<15}{}", format!("{name}:"), print::line(value));
 }
 
-fn facts(key: &ApiKey, colour: bool) -> String {
+fn summary(key: &ApiKey, color: bool) -> String {
     let mut text = String::new();
     let (spec, status) = (&key.spec, key.status.as_ref());
     let (creator, creator_type) = print::creator_of(key);
@@ -120,9 +120,13 @@ fn facts(key: &ApiKey, colour: bool) -> String {
         field(&mut text, "User", user);
     }
     if let Some(kind) = spec.legacy {
-        field(&mut text, "Legacy", &format!("{kind:?}: kubectl keywright migrate writes a custom key in its place"));
+        field(
+            &mut text,
+            "Legacy",
+            &format!("{kind:?}; kubectl keywright migrate writes a custom key that replaces it"),
+        );
     }
-    let _ = writeln!(text, "{:<15}{}", "State:", print::paint(&print::state_of(key), colour));
+    let _ = writeln!(text, "{:<15}{}", "State:", print::paint(&print::state_of(key), color));
     field(&mut text, "Id", &print::text(status.and_then(|status| status.id.as_deref())));
     field(&mut text, "Creator", &format!("{creator} ({creator_type})"));
     field(&mut text, "Created", &print::time(key.metadata.creation_timestamp.as_ref()));
@@ -134,8 +138,8 @@ fn facts(key: &ApiKey, colour: bool) -> String {
         let next = print::time(status.and_then(|status| status.next_rotation_at.as_ref()));
         field(&mut text, "Rotation", &format!("{every}{overlap}; next: {next}"));
     }
-    let place = secret_ref(key);
-    field(&mut text, "Secret", &format!("{}, key {}", place.name, place.key));
+    let secret = secret_ref(key);
+    field(&mut text, "Secret", &format!("{}, key {}", secret.name, secret.key));
     if let Some(reveal) = status.and_then(|status| status.reveal.as_ref()) {
         let by = reveal.by.as_deref().map_or_else(String::new, |by| format!(" by {by}"));
         let at = reveal.at.as_ref().map_or_else(String::new, |at| format!(" at {}", at.0));
@@ -144,7 +148,7 @@ fn facts(key: &ApiKey, colour: bool) -> String {
     text
 }
 
-/// What the key may do, and how well that is known.
+/// Writes the presets and permissions of a key with their origin and evidence.
 fn contents(text: &mut String, key: &ApiKey, catalog: &Catalog, sources: &[PermissionCatalog]) {
     let presets: Vec<_> = if let Some(status) = key.status.as_ref().filter(|status| !status.presets.is_empty()) {
         status.presets.clone()
@@ -161,7 +165,7 @@ fn contents(text: &mut String, key: &ApiKey, catalog: &Catalog, sources: &[Permi
                 let complete = preset.completeness.map_or_else(String::new, |mark| format!(", complete: {mark:?}"));
                 format!("evidence: {evidence}{complete}")
             }
-            None => "not in the catalogue".to_owned(),
+            None => "not in the catalog".to_owned(),
         };
         let _ = writeln!(text, "  {}  ({mark})", print::line(name));
     }
@@ -173,10 +177,10 @@ fn contents(text: &mut String, key: &ApiKey, catalog: &Catalog, sources: &[Permi
     }
 }
 
-/// Where a key has a permission from.
+/// Returns the origin of a permission of a key.
 fn source_of(name: &str, key: &ApiKey, presets: &[String], sources: &[PermissionCatalog]) -> String {
     if key.spec.permissions.iter().any(|own| own.eq_ignore_ascii_case(name)) {
-        return "asked for".to_owned();
+        return "requested".to_owned();
     }
     let has = |list: &[String]| list.iter().any(|one| one.eq_ignore_ascii_case(name));
     if key.spec.legacy.is_some() {
@@ -220,23 +224,23 @@ fn tokens(text: &mut String, key: &ApiKey) {
         })
         .collect();
     text.push_str("Values:\n");
-    text.push_str(&print::table(&["  ID", "WHICH", "MINTED", "WORKS UNTIL"], &rows, false));
+    text.push_str(&print::table(&["  ID", "STATE", "MINTED", "VALID UNTIL"], &rows, false));
 }
 
-async fn policy(text: &mut String, cluster: &Cluster, key: &ApiKey) -> Result<()> {
+async fn policy(text: &mut String, cluster: &ClusterClient, key: &ApiKey) -> Result<()> {
     let Some(reference) = &key.spec.access_policy_ref else {
         field(text, "Access Policy", "<none>");
         return Ok(());
     };
     let names = domain_rights::read_policy(key.spec.key_type);
     if !rights::may(cluster, &domain_rights::any_permission(names)).await? {
-        let why = format!("{} (what it says needs the permission {})", reference.name, names.join(" or "));
+        let why = format!("{} (its content requires the permission {})", reference.name, names.join(" or "));
         field(text, "Access Policy", &why);
         return Ok(());
     }
     let policies: Api<AccessPolicy> = Api::namespaced(cluster.client.clone(), &key.namespace().unwrap_or_default());
     let Some(policy) = policies.get_opt(&reference.name).await? else {
-        field(text, "Access Policy", &format!("{} (does not exist, so nobody may view the key)", reference.name));
+        field(text, "Access Policy", &format!("{} (does not exist, so that no user may view the key)", reference.name));
         return Ok(());
     };
     field(text, "Access Policy", &format!("{} ({:?})", reference.name, policy.spec.mode));
@@ -248,16 +252,16 @@ async fn policy(text: &mut String, cluster: &Cluster, key: &ApiKey) -> Result<()
         }
         if let Some(general) = policy.spec.general_access {
             let of_policy = policy.spec.general_policy_access.unwrap_or(general);
-            let _ = writeln!(text, "  everyone else: {general:?}, the policy itself: {of_policy:?}");
+            let _ = writeln!(text, "  all other users: {general:?}, the policy itself: {of_policy:?}");
         }
     }
     Ok(())
 }
 
-fn conditions(text: &mut String, key: &ApiKey, colour: bool) {
+fn conditions(text: &mut String, key: &ApiKey, color: bool) {
     let conditions = key.status.as_ref().map_or(&[][..], |status| &status.conditions);
     if conditions.is_empty() {
-        field(text, "Conditions", "<none yet: the operator has not seen the key>");
+        field(text, "Conditions", "<none yet: the operator has not processed the key>");
         return;
     }
     let rows: Vec<_> = conditions
@@ -272,5 +276,5 @@ fn conditions(text: &mut String, key: &ApiKey, colour: bool) {
         })
         .collect();
     text.push_str("Conditions:\n");
-    text.push_str(&print::table(&["  TYPE", "STATUS", "REASON", "MESSAGE"], &rows, colour));
+    text.push_str(&print::table(&["  TYPE", "STATUS", "REASON", "MESSAGE"], &rows, color));
 }

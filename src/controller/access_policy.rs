@@ -1,4 +1,5 @@
-//! Reports for each AccessPolicy which keys refer to it, whom it locks out, and whether anybody can still change it.
+//! Writes the status of AccessPolicies: the keys that refer to the policy, the groups without access, and whether any
+//! group can change the policy.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +8,14 @@ use kube::{Api, Client, ResourceExt, core::Status};
 use super::{RequestError, patch_params, request, status_patch};
 use crate::{
     api::{AccessPolicy, KeyType},
+    clock::Clock,
     domain::policy_status,
-    runtime::clock::Clock,
 };
 
 /// Writes the status of one policy if it changed. `keys` are the ApiKeys that refer to it.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses.
+/// If the API server rejects the request or can't be reached.
 pub async fn report(
     client: &Client,
     policy: &AccessPolicy,
@@ -31,7 +32,7 @@ pub async fn report(
     let patch = status_patch(policy, policy.status.as_ref(), &status);
     match request("update status", policies.patch_status(&name, &params, &patch)).await {
         Ok(_) => Ok(()),
-        // It is gone, or changed meanwhile and its event is on the way.
+        // The policy was deleted, or it changed and its event causes another report.
         Err(error) if error.is(|status: &Status| status.is_conflict() || status.is_not_found()) => Ok(()),
         Err(error) => Err(error),
     }

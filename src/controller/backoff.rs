@@ -1,7 +1,7 @@
-//! How long to wait before an object is tried again: its own exponential backoff, with jitter.
+//! Exponential backoff with jitter for each object.
 //!
-//! kube's `error_policy` knows no history, so the history is kept here, by uid. It is dropped on success and on
-//! deletion, so that it can't grow without end.
+//! The `error_policy` of kube receives no history, so this module keeps one, by uid. The entry of an object is removed
+//! when the object succeeds or is deleted, which bounds the memory.
 
 use std::{
     collections::HashMap,
@@ -14,62 +14,62 @@ use rand::{TryRng, rngs::SysRng};
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// The tries in a row of every object that fails or is blocked.
+/// The number of consecutive attempts of every object that fails or is blocked.
 #[derive(Debug, Default)]
-pub struct Backoff(Mutex<HashMap<String, Tries>>);
+pub struct Backoff(Mutex<HashMap<String, Attempts>>);
 
 #[derive(Debug, Default)]
-struct Tries {
+struct Attempts {
     count: u32,
-    /// Whether the last of them failed, and did not only find a state that a person has to end.
+    /// Whether the last attempt failed. False if it found a state that a user has to change.
     failing: bool,
 }
 
 impl Backoff {
-    /// Counts one more failure and says how long to wait.
+    /// Counts a failure and returns the delay until the next attempt.
     pub fn failed(&self, uid: &str) -> Duration {
-        self.again(uid, true)
+        self.count(uid, true)
     }
 
-    /// As [`Backoff::failed`], for an object of which nothing failed: a person has to end its state, such as a Secret
-    /// that belongs to something else. It is not among those that [`Backoff::failing`] counts, since an alert for the
-    /// administrator of the operator depends on that number.
+    /// Counts an attempt that did not fail but found a state that a user has to change, such as a Secret that belongs
+    /// to another object. Returns the delay until the next attempt. [`Backoff::failing`] does not count the object,
+    /// since an alert for the administrator of the operator depends on that number.
     pub fn blocked(&self, uid: &str) -> Duration {
-        self.again(uid, false)
+        self.count(uid, false)
     }
 
-    fn again(&self, uid: &str, failing: bool) -> Duration {
+    fn count(&self, uid: &str, failing: bool) -> Duration {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let tries = all.entry(uid.to_owned()).or_default();
-        *tries = Tries { count: tries.count.saturating_add(1), failing };
-        delay(tries.count, SysRng.try_next_u32().unwrap_or(u32::MAX / 2))
+        let attempts = all.entry(uid.to_owned()).or_default();
+        *attempts = Attempts { count: attempts.count.saturating_add(1), failing };
+        delay(attempts.count, SysRng.try_next_u32().unwrap_or(u32::MAX / 2))
     }
 
-    /// Forgets the failures of an object that succeeded or is gone.
+    /// Removes the entry of an object that succeeded or was deleted.
     pub fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
-    /// Forgets the failures of every object that is not to be kept.
+    /// Removes the entries of objects for which `keep` returns false.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
     }
 
-    /// How many objects failed and wait for another try.
+    /// The number of objects whose last attempt failed.
     #[must_use]
     pub fn failing(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|tries| tries.failing).count()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|attempts| attempts.failing).count()
     }
 
-    /// Whether nothing is remembered.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
-/// Doubles from [`FIRST`] to [`LONGEST`]; `random` spreads the result over its upper half, so that objects that
-/// failed together do not come back together.
+/// Returns a delay that doubles from [`FIRST`] to [`LONGEST`]. `random` selects a value from its upper half, so that
+/// objects that failed together are retried at different times.
 fn delay(failures: u32, random: u32) -> Duration {
     let full = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST);
     full / 2 + (full / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_up_to_a_bound_and_spreads() {
+    fn delay_doubles_up_to_a_bound_and_is_random_within_its_upper_half() {
         assert_eq!(delay(1, u32::MAX), FIRST);
         assert_eq!(delay(2, u32::MAX), FIRST * 2);
         assert_eq!(delay(40, u32::MAX), LONGEST);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn success_and_deletion_leave_nothing_behind() {
+    fn forget_removes_the_entry_of_an_object() {
         let backoff = Backoff::default();
         backoff.failed("a");
         backoff.failed("b");
@@ -99,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_has_to_end_is_no_failure() {
+    fn blocked_object_is_not_counted_as_failing() {
         let backoff = Backoff::default();
         backoff.failed("conflict");
         assert_eq!(backoff.failing(), 1);
-        assert!(backoff.blocked("conflict") >= FIRST, "the second try comes later than the first");
+        assert!(backoff.blocked("conflict") >= FIRST, "the second delay is not longer than the first");
         assert_eq!(backoff.failing(), 0);
-        assert!(!backoff.is_empty(), "its waits grow");
+        assert!(!backoff.is_empty(), "the attempts of a blocked object are not counted");
         backoff.failed("conflict");
-        assert_eq!(backoff.failing(), 1, "a failure counts again");
+        assert_eq!(backoff.failing(), 1, "a failure after a blocked attempt is not counted");
     }
 }

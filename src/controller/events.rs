@@ -1,8 +1,8 @@
-//! Events of events.k8s.io, written beside reconciliation and never in its way.
+//! Publishes Events of API group events.k8s.io without delaying reconciliations.
 //!
-//! Only changes are worth an Event (see [`crate::domain::status::notes`]), so nothing here has to aggregate. While keys
-//! are worked on, Events trickle: an Event costs the API server as much as a key. The queue is bounded: when there are
-//! more changes than Events can be written, Events are dropped and counted, and the keys are not held up.
+//! Only changes cause Events (see [`crate::domain::status::notes`]), so Events need no aggregation. An Event costs the
+//! API server as much as a key; during reconciliations, Events are therefore written at a limited rate. If the bounded
+//! queue is full, Events are dropped and counted.
 
 use std::{
     sync::{
@@ -21,27 +21,25 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 
 use super::{post_params, request};
-use crate::{
-    domain::status::Note,
-    runtime::{clock::Clock, metrics::Metrics},
-};
+use crate::{clock::Clock, domain::status::Note, telemetry::metrics::Metrics};
 
-/// What the API server accepts of an Event, in bytes (`k8s.io/kubernetes/pkg/apis/core/validation/events.go`).
-const LONGEST_NOTE: usize = 1024;
-/// See [`LONGEST_NOTE`].
-const LONGEST_INSTANCE: usize = 128;
-/// The longest name of an object, which is that of a DNS subdomain (RFC 1123).
-const LONGEST_NAME: usize = 253;
+/// The maximum length of the note of an Event, in bytes (`k8s.io/kubernetes/pkg/apis/core/validation/events.go`).
+const MAX_NOTE_LENGTH: usize = 1024;
+/// The maximum length of `reportingInstance`, in bytes. See [`MAX_NOTE_LENGTH`].
+const MAX_INSTANCE_LENGTH: usize = 128;
+/// The maximum length of the name of an object, a DNS subdomain (RFC 1123).
+const MAX_NAME_LENGTH: usize = 253;
 
 /// The name of the operator in `reportingController`.
 const CONTROLLER: &str = "keywright.dev/operator";
 
-const QUEUE: usize = 20_000;
+/// The maximum number of Events that wait for publication.
+const QUEUE_CAPACITY: usize = 20_000;
 
-/// Between two Events while keys are worked on.
-const TRICKLE: Duration = Duration::from_millis(100);
+/// The delay before each Event while a reconciliation runs.
+const DELAY_WHILE_WORKING: Duration = Duration::from_millis(100);
 
-/// Takes notes for publication.
+/// Queues notes for publication as Events.
 #[derive(Clone)]
 pub struct Events {
     queue: mpsc::Sender<(Regarding, Note)>,
@@ -49,7 +47,7 @@ pub struct Events {
     working: Arc<AtomicUsize>,
 }
 
-/// What an Event is about, as small as can be: a mass of new keys makes a long queue.
+/// The object that an Event regards. It holds no more than needed, since many new keys make the queue long.
 struct Regarding {
     api_version: fn() -> String,
     kind: fn() -> String,
@@ -81,7 +79,7 @@ impl Regarding {
     }
 }
 
-/// Held while a key is worked on.
+/// Exists while a reconciliation runs. See [`Events::working`].
 pub struct Working(Arc<AtomicUsize>);
 
 impl Drop for Working {
@@ -91,32 +89,38 @@ impl Drop for Working {
 }
 
 impl Events {
-    /// Where notes are taken, and the task that publishes them, which does not end. `instance` is the name of the pod.
+    /// Returns the queue, and the task that publishes its notes. The task does not end. `instance` is the name of the
+    /// pod.
     pub fn new(
         client: Client,
         instance: &str,
         metrics: Metrics,
         clock: Clock,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (queue, mut notes) = mpsc::channel::<(Regarding, Note)>(QUEUE);
+        let (queue, mut notes) = mpsc::channel::<(Regarding, Note)>(QUEUE_CAPACITY);
         let published = metrics.clone();
         let working = Arc::new(AtomicUsize::new(0));
-        let keys = Arc::clone(&working);
-        let instance = cut(instance, LONGEST_INSTANCE).to_owned();
+        let running = Arc::clone(&working);
+        let instance = truncate(instance, MAX_INSTANCE_LENGTH).to_owned();
         let publish = async move {
             while let Some((regarding, note)) = notes.recv().await {
-                if keys.load(Ordering::Relaxed) > 0 {
-                    tokio::time::sleep(TRICKLE).await;
+                if running.load(Ordering::Relaxed) > 0 {
+                    tokio::time::sleep(DELAY_WHILE_WORKING).await;
                 }
                 let event = event(&regarding, &note, &instance, clock.exact());
-                // Events of what is in no namespace are in this one, where kubectl looks for them.
+                // Events of cluster-scoped objects belong to namespace `default`, where kubectl searches for them.
                 let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
                 let events: Api<Event> = Api::namespaced(client.clone(), namespace);
                 match request("create Event", events.create(&post_params(), &event)).await {
                     Ok(_) => published.event(true),
                     Err(error) => {
                         published.event(false);
-                        tracing::warn!(object = &*regarding.name, namespace = regarding.namespace.as_deref(), %error, "Event lost");
+                        tracing::warn!(
+                            object = &*regarding.name,
+                            namespace = regarding.namespace.as_deref(),
+                            %error,
+                            "an Event could not be written and is dropped"
+                        );
                     }
                 }
             }
@@ -124,14 +128,14 @@ impl Events {
         (Self { queue, metrics, working }, publish)
     }
 
-    /// Says that a key is worked on, for as long as the answer is held.
+    /// Marks a reconciliation as running until the returned guard is dropped.
     #[must_use]
     pub fn working(&self) -> Working {
         self.working.fetch_add(1, Ordering::Relaxed);
         Working(Arc::clone(&self.working))
     }
 
-    /// Hands a note over; never waits.
+    /// Queues a note without waiting. Drops and counts it if the queue is full.
     pub fn note<K: Resource<DynamicType = ()>>(&self, regarding: &K, note: Note) {
         if self.queue.try_send((Regarding::of(regarding), note)).is_err() {
             self.metrics.event(false);
@@ -148,7 +152,7 @@ fn event(regarding: &Regarding, note: &Note, instance: &str, now: Timestamp) -> 
         },
         type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(note.reason.to_owned()),
-        note: Some(cut(&note.message, LONGEST_NOTE).to_owned()),
+        note: Some(truncate(&note.message, MAX_NOTE_LENGTH).to_owned()),
         action: Some("Reconcile".to_owned()),
         event_time: Some(MicroTime(now)),
         regarding: Some(regarding.reference()),
@@ -158,20 +162,19 @@ fn event(regarding: &Regarding, note: &Note, instance: &str, now: Timestamp) -> 
     }
 }
 
-/// The name of an Event, in the form that client-go gives it: the object's name and the time in hexadecimal
-/// nanoseconds. Of a name that leaves no room for the time, only the beginning is in it. Events are found by what they
-/// regard, not by this.
+/// Returns the name of an Event in the form that client-go uses: the name of the object and the time in hexadecimal
+/// nanoseconds. A long name of an object is truncated. Clients find Events by the field `regarding`, not by their name.
 fn name(object: &str, now: Timestamp) -> String {
     let suffix = format!("{:x}", now.as_nanosecond());
-    let head = cut(object, LONGEST_NAME.saturating_sub(suffix.len() + 1));
-    // Each part of a DNS subdomain ends in a letter or a digit.
+    let head = truncate(object, MAX_NAME_LENGTH.saturating_sub(suffix.len() + 1));
+    // Each label of a DNS subdomain ends in a letter or a digit (RFC 1123).
     let head = head.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
     format!("{head}.{suffix}")
 }
 
-/// The longest beginning of a text that has at most so many bytes.
-fn cut(text: &str, longest: usize) -> &str {
-    &text[..text.floor_char_boundary(longest)]
+/// Truncates a text to at most `max_length` bytes, at a character boundary.
+fn truncate(text: &str, max_length: usize) -> &str {
+    &text[..text.floor_char_boundary(max_length)]
 }
 
 #[cfg(test)]
@@ -179,19 +182,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_for_an_event_is_cut_and_not_lost() {
+    fn names_and_notes_that_are_too_long_are_truncated() {
         let now: Timestamp = "2026-11-25T10:00:00.123456789Z".parse().unwrap();
         assert_eq!(name("checkout", now), format!("checkout.{:x}", now.as_nanosecond()));
         for long in
             ["k".repeat(236), "k".repeat(237), "k".repeat(253), format!("{}.-{}", "k".repeat(234), "k".repeat(17))]
         {
             let name = name(&long, now);
-            assert!(name.len() <= LONGEST_NAME, "{name}");
-            let parts: Vec<_> = name.split('.').collect();
-            assert!(parts.iter().all(|part| part.ends_with(|c: char| c.is_ascii_alphanumeric())), "{name}");
+            assert!(name.len() <= MAX_NAME_LENGTH, "{name}");
+            let labels: Vec<_> = name.split('.').collect();
+            assert!(labels.iter().all(|label| label.ends_with(|c: char| c.is_ascii_alphanumeric())), "{name}");
         }
-        assert_eq!(cut(&"ü".repeat(1000), LONGEST_NOTE).len(), LONGEST_NOTE);
-        assert_eq!(cut(&format!("x{}", "ü".repeat(1000)), LONGEST_NOTE).len(), LONGEST_NOTE - 1);
-        assert_eq!(cut("short", LONGEST_NOTE), "short");
+        assert_eq!(truncate(&"ü".repeat(1000), MAX_NOTE_LENGTH).len(), MAX_NOTE_LENGTH);
+        assert_eq!(truncate(&format!("x{}", "ü".repeat(1000)), MAX_NOTE_LENGTH).len(), MAX_NOTE_LENGTH - 1);
+        assert_eq!(truncate("short", MAX_NOTE_LENGTH), "short");
     }
 }

@@ -1,7 +1,7 @@
-//! One folder a kind: observe, decide, act, report. Only the leader runs it.
+//! The controllers, one module for each kind. Only the leader runs them.
 //!
-//! Reconciliation reads from memory and from at most one Secret by name. `decide` is [`crate::domain`]; only `act`
-//! and `report` write.
+//! A reconciliation observes, decides, acts and reports. It reads the index and at most one Secret, by name. Decisions
+//! are in [`crate::domain`]. Only `act` and `report` write.
 
 pub mod access_policy;
 pub mod api_key;
@@ -22,38 +22,42 @@ use kube::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::refusal::Refusal;
+use self::refusal::RefusalKind;
 use crate::domain::{redact::redact, status::Failure};
 
-/// Who writes, in `managedFields`: the operator, except for certificates, which are `keywright-certs`.
+/// The field manager of the operator in `managedFields`. Certificates have another one, `keywright-certs`.
 pub const FIELD_MANAGER: &str = "keywright";
 
-/// The longest that one request to the API server may take. The client retries by itself for minutes, which would
-/// hold a place among the concurrent reconciliations for as long.
+/// The time limit of one request to the API server. Without it, the retries of the client could block one of the
+/// concurrent reconciliations for minutes.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// A request that failed, in words that may be shown: what the API server says passes through redaction, and errors
-/// that could quote a body are not quoted.
+/// A failed request. Its message can be shown to users: messages of the API server are redacted, and errors that could
+/// quote a body are not part of it.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct RequestError {
-    /// What the API server answered, if it did.
+    /// The status that the API server returned. `None` if the request failed without one.
     pub status: Option<Box<Status>>,
     message: String,
 }
 
 impl RequestError {
-    fn new(what: &str, error: kube::Error) -> Self {
+    fn new(operation: &str, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self {
-                message: redact(&format!("{what}: the API server refused it ({}): {}", status.code, status.message))
-                    .into_owned(),
+                message: redact(&format!(
+                    "{operation}: the API server rejected the request ({}): {}",
+                    status.code, status.message
+                ))
+                .into_owned(),
                 status: Some(status),
             },
-            kube::Error::SerdeError(_) => {
-                Self { status: None, message: format!("{what}: the API server's answer could not be read") }
-            }
-            _ => Self { status: None, message: format!("{what}: the API server could not be reached") },
+            kube::Error::SerdeError(_) => Self {
+                status: None,
+                message: format!("{operation}: the response of the API server could not be parsed"),
+            },
+            _ => Self { status: None, message: format!("{operation}: the API server could not be reached") },
         }
     }
 
@@ -65,26 +69,26 @@ impl RequestError {
         self.status.as_deref().is_some_and(predicate)
     }
 
-    /// Whether the same request fails until a person changes something, as far as the API server's answer tells: the
-    /// Secret is immutable, a quota, an admission policy or missing rights forbid it. A conflict, an overload and an
-    /// API server that can't be reached pass by themselves.
+    /// Whether the same request fails until a user changes something, for example because the Secret is immutable, or a
+    /// quota, an admission policy or a missing right forbids the request. Conflicts, overload and an unreachable API
+    /// server are temporary.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         self.advice().is_some()
     }
 
-    /// The way out of a permanent refusal, as a clause without any value. `None` if the failure passes by itself.
+    /// The remedy for a permanent failure, as a clause. `None` if the failure is temporary.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
-        self.status.as_deref().and_then(Refusal::of).map(Refusal::advice)
+        self.status.as_deref().and_then(RefusalKind::of).map(RefusalKind::advice)
     }
 
-    /// The error and what follows from it, for conditions.
+    /// The error, its remedy and the next attempt, for conditions.
     #[must_use]
     pub fn explained(&self) -> String {
         match self.advice() {
-            Some(advice) => format!("{self}; {advice}; it is tried again every few minutes"),
-            None => format!("{self}; it will be tried again"),
+            Some(advice) => format!("{self}; {advice}; the operator retries every few minutes"),
+            None => format!("{self}; the operator retries"),
         }
     }
 
@@ -93,51 +97,50 @@ impl RequestError {
     }
 }
 
-/// How the operator patches: under its name, also where its client's user agent would give another.
+/// The parameters of patches. They set the field manager, which would otherwise be derived from the user agent.
 fn patch_params() -> PatchParams {
     PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
 }
 
-/// How the operator creates objects. See [`patch_params`].
+/// The parameters of creations. See [`patch_params`].
 fn post_params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
-/// A patch of the status alone, for this version of the object alone. Not a replacement: that would carry the object's
-/// metadata too, which is the user's and not even kept here.
+/// Returns a patch of the status that applies only to this version of the object. A replacement would also write the
+/// metadata, which belongs to the user and is not in memory completely.
 fn status_patch<S: Serialize>(object: &impl ResourceExt, old: Option<&S>, new: &S) -> Patch<Value> {
     let fields = |status| match serde_json::to_value(status) {
         Ok(Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
-    // In a merge patch, what is gone has to be said.
-    let gone = old.map(fields).unwrap_or_default().into_iter().map(|(field, _)| (field, Value::Null));
-    let status: serde_json::Map<_, _> = gone.chain(fields(new)).collect();
+    // A merge patch (RFC 7396) removes only the fields that it sets to null.
+    let removed = old.map(fields).unwrap_or_default().into_iter().map(|(field, _)| (field, Value::Null));
+    let status: serde_json::Map<_, _> = removed.chain(fields(new)).collect();
     Patch::Merge(json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status}))
 }
 
-/// An operation of a JSON patch (RFC 6902): the patch fails unless `path` has this value.
+/// An operation of a JSON patch (RFC 6902). The patch fails unless `path` has this value.
 fn test(path: &[&str], value: Value) -> PatchOperation {
     PatchOperation::Test(TestOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
 }
 
-/// An operation of a JSON patch: sets `path` to this value.
+/// An operation of a JSON patch (RFC 6902) that sets `path` to this value.
 fn add(path: &[&str], value: Value) -> PatchOperation {
     PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
 }
 
-/// Whether this very object is still in the store. The failures of one that was deleted meanwhile are not remembered, since
-/// nothing would make them forgotten.
-fn is_there<K: Resource<DynamicType = ()> + Clone>(store: &Store<K>, object: &K) -> bool {
+/// Whether the store still has this object, compared by uid. Failures of a deleted object are not recorded, since no
+/// event would remove the record.
+fn still_exists<K: Resource<DynamicType = ()> + Clone>(store: &Store<K>, object: &K) -> bool {
     store.get(&ObjectRef::from_obj(object)).is_some_and(|known| known.meta().uid == object.meta().uid)
 }
 
-/// Runs one request with a bound on its time. `what` names it for people: "create Secret x".
-async fn request<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
-        Ok(answer) => answer.map_err(|error| RequestError::new(what, error)),
-        Err(_) => {
-            Err(RequestError { status: None, message: format!("{what}: no answer in {}s", REQUEST_TIMEOUT.as_secs()) })
-        }
-    }
+/// Runs one request with time limit [`REQUEST_TIMEOUT`]. `operation` describes it in messages: "create Secret x".
+async fn request<T>(operation: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+    let Ok(result) = tokio::time::timeout(REQUEST_TIMEOUT, call).await else {
+        let message = format!("{operation}: no response within {}s", REQUEST_TIMEOUT.as_secs());
+        return Err(RequestError { status: None, message });
+    };
+    result.map_err(|error| RequestError::new(operation, error))
 }

@@ -1,4 +1,4 @@
-//! Applies the catalogues that are shipped, and reports what became of each PermissionCatalog in the merge.
+//! Applies the shipped PermissionCatalogs, and writes the result of the merge to the status of each PermissionCatalog.
 
 use std::path::{Path, PathBuf};
 
@@ -11,17 +11,17 @@ use kube::{
 use super::{FIELD_MANAGER, RequestError, events::Events, patch_params, request, status_patch};
 use crate::{
     api::{PermissionCatalog, PermissionCatalogStatus},
+    clock::Clock,
     domain::{
         catalog::Report,
         status::{Note, merge_condition},
     },
-    runtime::clock::Clock,
 };
 
-/// Reads the catalogues that are shipped: one a file, in the order of the files' names.
+/// Reads the shipped catalogs, one from each YAML file of the directory, ordered by file name.
 ///
 /// # Errors
-/// The file that can't be read, and why.
+/// A message that names the file that can't be read or parsed, and the cause.
 pub fn shipped(directory: &Path) -> Result<Vec<PermissionCatalog>, String> {
     let failed = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let entries = std::fs::read_dir(directory).map_err(|error| failed(directory, &error))?;
@@ -35,32 +35,32 @@ pub fn shipped(directory: &Path) -> Result<Vec<PermissionCatalog>, String> {
     files.iter().map(read).collect()
 }
 
-/// Applies the catalogues that are shipped, each whatever becomes of the others, and returns those that have to be tried
-/// again. The operator does it and not the chart, because Helm and kubectl can't apply an object in the same step as its
-/// CRD.
+/// Applies the shipped catalogs and returns those that failed, for another attempt. The operator applies them instead
+/// of the chart because Helm and kubectl can't apply an object in the same step as its CRD.
 pub async fn install(client: &Client, shipped: Vec<PermissionCatalog>) -> Vec<PermissionCatalog> {
-    let mut left = vec![];
+    let mut failed = vec![];
     for catalog in shipped {
         if let Err(error) = apply(client, &catalog).await {
-            let (name, why) = (catalog.name_any(), error.explained());
-            tracing::warn!(catalog = name, error = why, "a shipped catalogue could not be applied");
-            left.push(catalog);
+            let (name, error) = (catalog.name_any(), error.explained());
+            tracing::warn!(catalog = name, error, "a shipped PermissionCatalog could not be applied");
+            failed.push(catalog);
         }
     }
-    left
+    failed
 }
 
 async fn apply(client: &Client, catalog: &PermissionCatalog) -> Result<(), RequestError> {
     let catalogs: Api<PermissionCatalog> = Api::all(client.clone());
     let (name, params) = (catalog.name_any(), PatchParams::apply(FIELD_MANAGER).force());
-    let what = format!("apply PermissionCatalog {name}");
-    request(&what, catalogs.patch(&name, &params, &Patch::Apply(catalog))).await.map(drop)
+    let operation = format!("apply PermissionCatalog {name}");
+    request(&operation, catalogs.patch(&name, &params, &Patch::Apply(catalog))).await.map(drop)
 }
 
-/// Writes the status of one catalogue if it changed.
+/// Writes the status of one catalog if it changed, and a warning Event if its condition `Accepted` became false or has
+/// another message.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses.
+/// If the API server rejects the request or can't be reached.
 pub async fn report(
     client: &Client,
     catalog: &PermissionCatalog,

@@ -1,7 +1,7 @@
-//! The catalogue: which permissions and presets exist, merged from every PermissionCatalog of the cluster.
+//! The permissions and presets that exist, merged from every PermissionCatalog of the cluster.
 //!
-//! Names compare without regard to case and are shown in the spelling of the catalogue. Where two catalogues
-//! contradict each other, the older one holds, so that adding a catalogue never changes what existing keys may do.
+//! Names compare without regard to case and are shown in the spelling of the catalog. Where two catalogs conflict,
+//! the older one applies, so that a new catalog never changes the permissions of existing keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,44 +10,44 @@ use std::{
 
 use crate::api::{Evidence, LegacyKind, PermissionCatalogSpec};
 
-/// One permission as keys see it.
+/// A permission of the merged catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permission {
     /// The canonical spelling.
     pub name: Arc<str>,
-    /// Whether it only sends data.
+    /// Whether the permission only sends data.
     pub ingestion: bool,
     catalog: usize,
 }
 
-/// One preset as keys see it.
+/// A preset of the merged catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preset {
     /// The canonical spelling.
     pub name: Arc<str>,
     /// Whether a key that has it may have nothing else.
     pub standalone: bool,
-    /// What it grants, in canonical spelling, without names that no catalogue knows.
+    /// The permissions that it grants, in canonical spelling, without names that are in no catalog.
     pub permissions: Vec<Arc<str>>,
-    /// How well its permissions are known.
+    /// The evidence for its list of permissions.
     pub evidence: Option<Evidence>,
     catalog: usize,
 }
 
-/// What became of one PermissionCatalog in the merge.
+/// The result of the merge for one PermissionCatalog.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How many of its permissions are in force.
+    /// The number of its permissions that are in force.
     pub permissions: usize,
-    /// How many of its presets are in force.
+    /// The number of its presets that are in force.
     pub presets: usize,
-    /// Entries without effect, since an older catalogue says otherwise: one sentence each.
+    /// Entries without effect because an older catalog differs, one sentence each.
     pub conflicts: Vec<String>,
-    /// Entries without effect, since they are wrong in themselves: one sentence each.
+    /// Entries without effect because they are invalid, one sentence each.
     pub invalid: Vec<String>,
 }
 
-/// The merged catalogue.
+/// The merged catalog.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     permissions: HashMap<String, Permission>,
@@ -56,8 +56,8 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Merges catalogues, oldest first, and says what became of each. The result does not depend on anything else
-    /// than the order given here: presets may name permissions of any catalogue.
+    /// Merges catalogs, oldest first, and returns a report for each. The result depends only on the catalogs and their
+    /// order. A preset may name permissions of any catalog.
     pub fn merge<'a>(
         oldest_first: impl IntoIterator<Item = (&'a str, &'a PermissionCatalogSpec)>,
     ) -> (Self, BTreeMap<String, Report>) {
@@ -95,10 +95,10 @@ impl Catalog {
                     report.invalid.push(format!("permission {} is listed twice", entry.name));
                 }
                 Some(known) if known.ingestion != ingestion => report.conflicts.push(format!(
-                    "permission {}: ingestion is {} in catalogue {}",
+                    "permission {}: ingestion is {} in catalog {}",
                     known.name, known.ingestion, sources[known.catalog].0
                 )),
-                // The same thing said twice is no contradiction.
+                // The same definition in two catalogs is not a conflict.
                 Some(_) => report.permissions += 1,
             }
         }
@@ -116,7 +116,7 @@ impl Catalog {
             for name in &entry.permissions {
                 match self.permission(name) {
                     Some(known) => permissions.push(Arc::clone(&known.name)),
-                    None => report.invalid.push(format!("preset {}: no catalogue has permission {name}", entry.name)),
+                    None => report.invalid.push(format!("preset {}: no catalog has permission {name}", entry.name)),
                 }
             }
             permissions.sort_unstable();
@@ -137,11 +137,11 @@ impl Catalog {
                     report.invalid.push(format!("preset {} is listed twice", entry.name));
                 }
                 Some(known) if known.standalone != fresh.standalone => report.conflicts.push(format!(
-                    "preset {}: standalone is {} in catalogue {}",
+                    "preset {}: standalone is {} in catalog {}",
                     known.name, known.standalone, sources[known.catalog].0
                 )),
                 Some(known) if known.permissions != fresh.permissions => report.conflicts.push(format!(
-                    "preset {}: catalogue {} gives it other permissions",
+                    "preset {}: catalog {} gives it other permissions",
                     known.name, sources[known.catalog].0
                 )),
                 Some(_) => report.presets += 1,
@@ -157,7 +157,7 @@ impl Catalog {
                 match self.permission(name) {
                     Some(known) => permissions.push(Arc::clone(&known.name)),
                     None => {
-                        report.invalid.push(format!("legacy role {}: no catalogue has permission {name}", entry.name));
+                        report.invalid.push(format!("legacy role {}: no catalog has permission {name}", entry.name));
                     }
                 }
             }
@@ -168,22 +168,23 @@ impl Catalog {
                     self.legacy.insert(kind, permissions);
                 }
                 Some(known) if *known != permissions => {
-                    report
-                        .conflicts
-                        .push(format!("legacy role {}: {kind:?} keys have other permissions already", entry.name));
+                    report.conflicts.push(format!(
+                        "legacy role {}: an earlier entry gives {kind:?} keys other permissions",
+                        entry.name
+                    ));
                 }
                 Some(_) => {}
             }
         }
     }
 
-    /// What a legacy key of a kind may do. Nothing, if no catalogue says.
+    /// The permissions of legacy keys of a kind. Empty if no catalog lists the kind.
     #[must_use]
     pub fn legacy(&self, kind: LegacyKind) -> &[Arc<str>] {
         self.legacy.get(&kind).map_or(&[], Vec::as_slice)
     }
 
-    /// The preset that grants exactly these permissions, if there is one that may stand among others.
+    /// The preset that grants exactly these permissions and is not standalone.
     #[must_use]
     pub fn preset_of(&self, permissions: &BTreeSet<Arc<str>>) -> Option<&str> {
         let same = |preset: &&Preset| {
@@ -191,17 +192,17 @@ impl Catalog {
                 && preset.permissions.len() == permissions.len()
                 && preset.permissions.iter().all(|name| permissions.contains(name))
         };
-        // By name, so that the answer is always the same.
+        // The first by name, so that the result is deterministic.
         self.presets.values().filter(same).map(|preset| &*preset.name).min()
     }
 
-    /// Whether there is nothing in it, which means that no PermissionCatalog is installed.
+    /// Whether the catalog is empty, which means that no PermissionCatalog is installed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.permissions.is_empty() && self.presets.is_empty()
     }
 
-    /// Every permission, in no order.
+    /// Every permission, in no particular order.
     pub fn permissions(&self) -> impl Iterator<Item = &Permission> {
         self.permissions.values()
     }
@@ -218,76 +219,43 @@ impl Catalog {
         self.presets.get(&fold(name))
     }
 
-    /// The presets whose names are nearest to a name that does not exist, best first, at most three.
+    /// The presets whose names are most similar to an unknown name, best first, at most three.
     #[must_use]
     pub fn presets_like(&self, name: &str) -> Vec<&str> {
         nearest(name, self.presets.values().map(|p| &*p.name))
     }
 
-    /// The permissions whose names are nearest to a name that does not exist, best first, at most three.
+    /// The permissions whose names are most similar to an unknown name, best first, at most three.
     #[must_use]
     pub fn permissions_like(&self, name: &str) -> Vec<&str> {
         nearest(name, self.permissions.values().map(|p| &*p.name))
     }
 }
 
-/// The form in which names are compared. Catalogue names are ASCII, so this is all that case folding needs.
+/// The form in which names are compared. The CRD admits only ASCII names.
 fn fold(name: &str) -> String {
     name.to_ascii_lowercase()
 }
 
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    const ENOUGH: f64 = 0.84;
+    const MIN_SIMILARITY: f64 = 0.84;
     let name = fold(name);
     let mut scored: Vec<(f64, &str)> = known
         .map(|candidate| (strsim::jaro_winkler(&name, &fold(candidate)), candidate))
-        .filter(|(score, _)| *score >= ENOUGH)
+        .filter(|(score, _)| *score >= MIN_SIMILARITY)
         .collect();
     scored.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.cmp(y)));
     scored.into_iter().take(3).map(|(_, candidate)| candidate).collect()
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::api::{CatalogPermission, CatalogPreset};
 
-    pub(crate) fn permission(name: &str, ingestion: bool) -> CatalogPermission {
-        CatalogPermission {
-            name: name.to_owned(),
-            ingestion: ingestion.then_some(true),
-            description: None,
-            group: None,
-            id: None,
-            hidden: None,
-            levels: vec![],
-            roles_evidence: None,
-            sources: vec![],
-        }
-    }
-
-    pub(crate) fn preset(name: &str, standalone: bool, permissions: &[&str]) -> CatalogPreset {
-        CatalogPreset {
-            name: name.to_owned(),
-            standalone: standalone.then_some(true),
-            permissions: permissions.iter().map(|p| (*p).to_owned()).collect(),
-            description: None,
-            evidence: None,
-            completeness: None,
-            inferred: vec![],
-            uncertain: vec![],
-            people_permissions: vec![],
-            note: None,
-            sources: vec![],
-        }
-    }
-
-    pub(crate) fn spec(permissions: Vec<CatalogPermission>, presets: Vec<CatalogPreset>) -> PermissionCatalogSpec {
-        PermissionCatalogSpec { permissions, presets, ..Default::default() }
-    }
+    use crate::test_support::{catalog_spec as spec, permission, preset};
 
     #[test]
-    fn names_compare_without_case_and_keep_the_catalogues_spelling() {
+    fn names_compare_without_case_and_keep_the_spelling_of_the_catalog() {
         let a = spec(vec![permission("alerts-map:Read", false)], vec![preset("Alerts", false, &["ALERTS-MAP:READ"])]);
         let (catalog, reports) = Catalog::merge([("a", &a)]);
         assert_eq!(&*catalog.permission("ALERTS-MAP:READ").unwrap().name, "alerts-map:Read");
@@ -297,7 +265,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_contradiction_changes_nothing_and_is_the_younger_ones_fault() {
+    fn a_conflicting_entry_has_no_effect_and_is_reported_for_the_younger_catalog() {
         let old =
             spec(vec![permission("a:Read", false), permission("b:Send", true)], vec![preset("P", false, &["a:Read"])]);
         let young = spec(
@@ -307,20 +275,20 @@ pub(crate) mod tests {
         let (catalog, reports) = Catalog::merge([("old", &old), ("young", &young)]);
         assert!(!catalog.permission("a:Read").unwrap().ingestion);
         assert_eq!(catalog.preset("P").unwrap().permissions.len(), 1);
-        assert!(catalog.preset("q").unwrap().standalone, "what does not contradict is in force");
+        assert!(catalog.preset("q").unwrap().standalone, "an entry without a conflict is in force");
         assert!(reports["old"].conflicts.is_empty());
         assert_eq!(
             reports["young"].conflicts,
             [
-                "permission a:Read: ingestion is false in catalogue old",
-                "preset P: catalogue old gives it other permissions"
+                "permission a:Read: ingestion is false in catalog old",
+                "preset P: catalog old gives it other permissions"
             ]
         );
         assert_eq!((reports["young"].permissions, reports["young"].presets), (1, 1));
     }
 
     #[test]
-    fn a_preset_may_name_permissions_of_a_younger_catalogue() {
+    fn a_preset_may_name_permissions_of_a_younger_catalog() {
         let presets = spec(vec![], vec![preset("P", false, &["x:Read"])]);
         let permissions = spec(vec![permission("x:Read", false)], vec![]);
         let (catalog, reports) = Catalog::merge([("presets", &presets), ("permissions", &permissions)]);
@@ -328,11 +296,11 @@ pub(crate) mod tests {
         assert!(reports["presets"].invalid.is_empty());
         let (catalog, reports) = Catalog::merge([("presets", &presets)]);
         assert!(catalog.preset("P").unwrap().permissions.is_empty());
-        assert_eq!(reports["presets"].invalid, ["preset P: no catalogue has permission x:Read"]);
+        assert_eq!(reports["presets"].invalid, ["preset P: no catalog has permission x:Read"]);
     }
 
     #[test]
-    fn repeating_a_definition_is_no_contradiction_but_listing_twice_is_an_error() {
+    fn the_same_definition_in_two_catalogs_is_in_force_and_twice_in_one_catalog_is_invalid() {
         let a = spec(vec![permission("x:Read", false)], vec![preset("P", false, &["x:Read"])]);
         let (_, reports) = Catalog::merge([("a", &a), ("b", &a.clone())]);
         assert_eq!(reports["b"], Report { permissions: 1, presets: 1, ..Default::default() });
@@ -342,7 +310,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn suggestions_are_near_few_and_in_a_fixed_order() {
+    fn suggestions_are_similar_at_most_three_and_best_first() {
         let names = ["Alerts", "APM", "Dashboards", "DataUsage", "DataSetup", "DataQuerying", "DataMap"];
         let a = spec(vec![], names.iter().map(|n| preset(n, false, &[])).collect());
         let (catalog, _) = Catalog::merge([("a", &a)]);

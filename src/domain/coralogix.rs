@@ -1,7 +1,7 @@
-//! The access policies of Coralogix, as its API writes them (JSON), to ours and back.
+//! Translates the access policies of the Coralogix API (JSON) to AccessPolicies and back.
 //!
-//! What one side can't express is an error that names the place, never a guess: a policy that says a little less than
-//! before is a key that too many people can see.
+//! A part without an equivalent is an error that names its path, and is never approximated: a policy that loses a
+//! restriction would show a key to more users.
 
 use std::fmt;
 
@@ -9,19 +9,20 @@ use serde_json::{Map, Value, json};
 
 use crate::api::{AccessLevel, AccessMode, AccessPolicySpec, AccessRule, KeyType};
 
-/// The versions that are read. The first is the one that is written.
+/// The versions that `import` reads. `export` writes the first.
 const VERSIONS: [&str; 2] = ["v2025-01-01", "2025-01-01"];
 const RESOURCES: [&str; 2] = ["data-ingest-api-keys", "team-custom-api-keys"];
-/// The actions for Manage and for Read, on the key and on its policy.
-const KEY: [&str; 2] = ["Manage", "ReadConfig"];
-const POLICY: [&str; 2] = ["UpdateAccessPolicy", "ReadAccessPolicy"];
+/// The actions of levels Manage and Read on a key.
+const KEY_ACTIONS: [&str; 2] = ["Manage", "ReadConfig"];
+/// The actions of levels Manage and Read on its policy.
+const POLICY_ACTIONS: [&str; 2] = ["UpdateAccessPolicy", "ReadAccessPolicy"];
 
-/// What can't be translated, and where.
+/// A part of a policy that can't be translated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Untranslatable {
-    /// The place, as a path such as `rules[1].permissions`.
+    /// The path of the part, such as `rules[1].permissions`.
     pub path: String,
-    /// What is wrong, and what would be right.
+    /// The problem and the fix.
     pub message: String,
 }
 
@@ -33,32 +34,32 @@ impl fmt::Display for Untranslatable {
 
 impl std::error::Error for Untranslatable {}
 
-fn wrong<T>(path: impl Into<String>, message: impl Into<String>) -> Result<T, Untranslatable> {
+fn error_at<T>(path: impl Into<String>, message: impl Into<String>) -> Result<T, Untranslatable> {
     Err(Untranslatable { path: path.into(), message: message.into() })
 }
 
 /// Reads a policy of Coralogix.
 ///
 /// # Errors
-/// The first thing in it that ours can't express.
+/// The first part of it that an AccessPolicy can't express.
 pub fn import(text: &str) -> Result<AccessPolicySpec, Untranslatable> {
     let document: Value = match serde_json::from_str(text) {
         Ok(document) => document,
-        Err(error) => return wrong("", format!("no JSON: {error}")),
+        Err(error) => return error_at("", format!("not valid JSON: {error}")),
     };
     let document = object(&document, "", &["version", "rules", "default"])?;
     match document.get("version").and_then(Value::as_str) {
         Some(version) if VERSIONS.contains(&version) => {}
-        Some(version) => return wrong("version", format!("{version:?} is not known: only {} is", VERSIONS[0])),
-        None => return wrong("version", format!("missing: only {} is known", VERSIONS[0])),
+        Some(version) => return error_at("version", format!("{version:?} is not supported: use {:?}", VERSIONS[0])),
+        None => return error_at("version", format!("is missing: use {:?}", VERSIONS[0])),
     }
     let none = Value::Array(vec![]);
     let Some(rules) = document.get("rules").unwrap_or(&none).as_array() else {
-        return wrong("rules", "must be a list");
+        return error_at("rules", "must be a list");
     };
     let rules = rules.iter().enumerate().map(|(index, rule)| import_rule(rule, &format!("rules[{index}]")));
     let Some(default) = document.get("default") else {
-        return wrong("default", "missing: it says what everyone else may do");
+        return error_at("default", "is missing: it sets the access of users whom no rule covers");
     };
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
     let default = object(default, "default", &["permissions", "additionalInfo"])?;
@@ -73,48 +74,49 @@ pub fn import(text: &str) -> Result<AccessPolicySpec, Untranslatable> {
 
 fn import_rule(rule: &Value, path: &str) -> Result<AccessRule, Untranslatable> {
     let rule = object(rule, path, &["targets", "permissions", "additionalInfo"])?;
-    let place = format!("{path}.targets");
+    let targets_path = format!("{path}.targets");
     let targets = match rule.get("targets").and_then(Value::as_array) {
         Some(targets) if !targets.is_empty() => targets,
-        _ => return wrong(place, "must name at least one group"),
+        _ => return error_at(targets_path, "must name at least one group"),
     };
     let mut groups: Vec<String> = vec![];
     for (index, target) in targets.iter().enumerate() {
-        let place = format!("{place}[{index}]");
-        let target = object(target, &place, &["group"])?;
+        let target_path = format!("{targets_path}[{index}]");
+        let target = object(target, &target_path, &["group"])?;
         match target.get("group").and_then(Value::as_str) {
             Some(group) if !group.is_empty() && groups.iter().all(|known| known != group) => {
                 groups.push(group.to_owned());
             }
             Some(group) if !group.is_empty() => {}
-            _ => return wrong(place, "must be a group by name or id, as a string"),
+            _ => return error_at(target_path, "must name a group, by name or id, as a string"),
         }
     }
     let (access, policy_access) = levels(rule, path)?;
     Ok(AccessRule { groups, access, policy_access })
 }
 
-/// Access to the keys; access to the policy, where that is another.
+/// The level of access to the keys, and to the policy if that differs.
 fn levels(holder: &Map<String, Value>, path: &str) -> Result<(AccessLevel, Option<AccessLevel>), Untranslatable> {
     if holder.get("additionalInfo").is_some_and(|info| !info.is_null()) {
-        return wrong(format!("{path}.additionalInfo"), "is not understood: only null is");
+        return error_at(format!("{path}.additionalInfo"), "must be null");
     }
     let path = format!("{path}.permissions");
     let Some(permissions) = holder.get("permissions").and_then(Value::as_object) else {
-        return wrong(path, "must be an object of permissions and effects");
+        return error_at(path, "must be an object that maps permissions to effects");
     };
     let mut effects = vec![];
     for (name, effect) in permissions {
-        let place = format!("{path}.{name}");
+        let permission_path = format!("{path}.{name}");
         let action =
             name.split_once(':').filter(|(resource, _)| RESOURCES.contains(resource)).map(|(_, action)| action);
-        let Some(action) = action.filter(|action| KEY.contains(action) || POLICY.contains(action)) else {
-            return wrong(
-                place,
+        let Some(action) = action.filter(|action| KEY_ACTIONS.contains(action) || POLICY_ACTIONS.contains(action))
+        else {
+            return error_at(
+                permission_path,
                 format!(
-                    "is not known: only {} and {} of {} are",
-                    KEY.join(", "),
-                    POLICY.join(", "),
+                    "is not supported: use {} or {} of {}",
+                    KEY_ACTIONS.join(", "),
+                    POLICY_ACTIONS.join(", "),
                     RESOURCES.join(", ")
                 ),
             );
@@ -122,25 +124,25 @@ fn levels(holder: &Map<String, Value>, path: &str) -> Result<(AccessLevel, Optio
         let granted = match effect.as_str() {
             Some("grant") => true,
             Some("deny") => false,
-            _ => return wrong(place, "must be grant or deny"),
+            _ => return error_at(permission_path, "must be grant or deny"),
         };
         if effects.iter().any(|(known, was)| *known == action && *was != granted) {
-            return wrong(place, "is granted under one resource and denied under the other");
+            return error_at(permission_path, "is granted under one resource and denied under the other");
         }
         effects.push((action, granted));
     }
-    let access = level(&effects, KEY, &path)?;
-    let policy_access = level(&effects, POLICY, &path)?;
+    let access = level(&effects, KEY_ACTIONS, &path)?;
+    let policy_access = level(&effects, POLICY_ACTIONS, &path)?;
     Ok((access, (policy_access != access).then_some(policy_access)))
 }
 
 fn level(effects: &[(&str, bool)], actions: [&str; 2], path: &str) -> Result<AccessLevel, Untranslatable> {
     let effect = |action: &str| effects.iter().find(|(known, _)| *known == action).map(|(_, granted)| *granted);
     match actions.map(effect) {
-        [Some(true), Some(false)] | [Some(false), Some(true)] => wrong(
+        [Some(true), Some(false)] | [Some(false), Some(true)] => error_at(
             path,
             format!(
-                "{} and {}: a deny together with a grant can't be expressed: leave the deny out",
+                "{} and {}: an AccessPolicy can't express a deny beside a grant: remove the deny",
                 actions[0], actions[1]
             ),
         ),
@@ -151,34 +153,34 @@ fn level(effects: &[(&str, bool)], actions: [&str; 2], path: &str) -> Result<Acc
 }
 
 fn object<'a>(value: &'a Value, path: &str, known: &[&str]) -> Result<&'a Map<String, Value>, Untranslatable> {
-    let Some(object) = value.as_object() else { return wrong(path, "must be an object") };
+    let Some(object) = value.as_object() else { return error_at(path, "must be an object") };
     let at = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match object.keys().find(|name| !known.contains(&name.as_str())) {
-        Some(unknown) => wrong(at(unknown), format!("is not known: only {} are", known.join(", "))),
+        Some(unknown) => error_at(at(unknown), format!("is not supported: the fields are {}", known.join(", "))),
         None => Ok(object),
     }
 }
 
-/// Writes a policy as Coralogix has it, for keys of this type.
+/// Writes a policy for keys of this type in the JSON of Coralogix.
 ///
 /// # Errors
-/// If it is Private, or for Personal keys: Coralogix has no JSON for either.
+/// If the policy is Private or the keys are Personal: Coralogix has no JSON for either.
 pub fn export(policy: &AccessPolicySpec, key_type: KeyType) -> Result<Value, Untranslatable> {
     let resource = match key_type {
         KeyType::SendYourData => RESOURCES[0],
         KeyType::Team => RESOURCES[1],
-        KeyType::Personal => return wrong("type", "Personal keys have no access policy"),
+        KeyType::Personal => return error_at("type", "Personal keys have no access policy"),
     };
     if policy.mode == AccessMode::Private {
-        return wrong(
+        return error_at(
             "spec.mode",
-            "Private depends on who created the key, and the JSON of Coralogix can only name groups: \
+            "mode Private depends on the creator of the key, and the JSON of Coralogix only names groups: \
              set mode Advanced first",
         );
     }
     let permissions = |access: AccessLevel, policy_access: Option<AccessLevel>| {
         let mut permissions = Map::new();
-        for (level, actions) in [(access, KEY), (policy_access.unwrap_or(access), POLICY)] {
+        for (level, actions) in [(access, KEY_ACTIONS), (policy_access.unwrap_or(access), POLICY_ACTIONS)] {
             let effects: &[(&str, &str)] = match level {
                 AccessLevel::Manage => &[(actions[1], "grant"), (actions[0], "grant")],
                 AccessLevel::Read => &[(actions[1], "grant")],
@@ -209,13 +211,13 @@ mod tests {
 
     const LEVELS: [AccessLevel; 3] = [Manage, Read, NoAccess];
 
-    /// Access to the policy is written down only where it is another.
-    fn other(access: AccessLevel, policy: AccessLevel) -> Option<AccessLevel> {
+    /// `policyAccess` is set only where it differs.
+    fn policy_access_if_different(access: AccessLevel, policy: AccessLevel) -> Option<AccessLevel> {
         (policy != access).then_some(policy)
     }
 
     #[test]
-    fn every_combination_of_levels_comes_back() {
+    fn export_and_import_keep_every_combination_of_levels() {
         let pairs: Vec<_> = LEVELS.iter().flat_map(|a| LEVELS.iter().map(|p| (*a, *p))).collect();
         for key_type in [KeyType::Team, KeyType::SendYourData] {
             for (access, policy) in &pairs {
@@ -225,10 +227,10 @@ mod tests {
                         rules: vec![AccessRule {
                             groups: vec!["120173".to_owned(), "sre".to_owned()],
                             access: *access,
-                            policy_access: other(*access, *policy),
+                            policy_access: policy_access_if_different(*access, *policy),
                         }],
                         general_access: Some(*general),
-                        general_policy_access: other(*general, *general_policy),
+                        general_policy_access: policy_access_if_different(*general, *general_policy),
                     };
                     let json = export(&spec, key_type).unwrap();
                     assert_eq!(import(&json.to_string()).unwrap(), spec, "{json}");
@@ -237,9 +239,9 @@ mod tests {
         }
     }
 
-    /// The sample of Coralogix's own operator.
+    /// The sample of the Coralogix operator.
     #[test]
-    fn the_policy_of_the_sample_is_read() {
+    fn import_reads_the_sample_policy_in_both_spellings_of_the_version() {
         let text = r#"{ "version": "v2025-01-01", "rules": [], "default": { "permissions": {
             "team-custom-api-keys:ReadConfig": "grant", "team-custom-api-keys:Manage": "grant",
             "team-custom-api-keys:ReadAccessPolicy": "grant", "team-custom-api-keys:UpdateAccessPolicy": "grant"
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_no_access() {
+    fn permissions_that_are_not_listed_are_no_access() {
         let spec = import(&document(&json!({"targets": [{"group": "2"}], "permissions": {
             "data-ingest-api-keys:Manage": "deny", "data-ingest-api-keys:ReadAccessPolicy": "grant"}})))
         .unwrap();
@@ -266,9 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_expressed_is_an_error_that_names_the_place() {
+    fn parts_without_an_equivalent_are_errors_with_their_path() {
         let group = json!([{"group": "2"}]);
-        for (rule, place) in [
+        for (rule, path) in [
             (json!({"targets": [], "permissions": {}}), "rules[1].targets"),
             (json!({"targets": [{"user": "x"}], "permissions": {}}), "rules[1].targets[0].user"),
             (json!({"targets": [{"group": 7}], "permissions": {}}), "rules[1].targets[0]"),
@@ -290,9 +292,9 @@ mod tests {
                 "rules[1].permissions.team-custom-api-keys:Manage",
             ),
         ] {
-            assert_eq!(import(&document(&rule)).unwrap_err().path, place, "{rule}");
+            assert_eq!(import(&document(&rule)).unwrap_err().path, path, "{rule}");
         }
-        for (text, place) in [
+        for (text, path) in [
             ("{", ""),
             ("[]", ""),
             (r#"{"rules": []}"#, "version"),
@@ -301,12 +303,12 @@ mod tests {
             (r#"{"version": "2025-01-01"}"#, "default"),
             (r#"{"version": "2025-01-01", "more": 1}"#, "more"),
         ] {
-            assert_eq!(import(text).unwrap_err().path, place, "{text}");
+            assert_eq!(import(text).unwrap_err().path, path, "{text}");
         }
     }
 
     #[test]
-    fn private_is_not_exported() {
+    fn export_of_a_private_policy_is_an_error() {
         let spec = AccessPolicySpec {
             mode: AccessMode::Private,
             rules: vec![],

@@ -1,8 +1,8 @@
-//! Durations as the Gateway API writes them (GEP-2257): `720h`, `90m`, `1h30m`.
+//! Durations in the format of the Gateway API (GEP-2257): `720h`, `90m`, `1h30m`.
 
 use std::time::Duration;
 
-/// Reads a duration. `None` if it is not one to three groups of one to five digits and a unit `h`, `m` or `s`.
+/// Reads a duration. `None` unless it is one to three groups of one to five digits and a unit `h`, `m` or `s`.
 #[must_use]
 pub fn parse(text: &str) -> Option<Duration> {
     let mut seconds = 0_u64;
@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Option<Duration> {
     (1..=3).contains(&groups).then(|| Duration::from_secs(seconds))
 }
 
-/// Writes a duration the way people do: the largest units that are not zero.
+/// Writes a duration in hours, minutes and seconds, without the units that are zero.
 #[must_use]
 pub fn format(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_crd_admits_and_nothing_else() {
+    fn parse_accepts_only_the_format_of_the_crd() {
         for (text, seconds) in
             [("720h", 2_592_000), ("90m", 5400), ("1h30m", 5400), ("0s", 0), ("1h2m3s", 3723), ("99999h", 359_996_400)]
         {
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_what_it_reads() {
+    fn format_returns_the_text_that_was_parsed() {
         for text in ["0s", "59s", "1m", "1h30m", "24h", "720h", "1h2m3s"] {
             assert_eq!(format(parse(text).unwrap()), text);
         }

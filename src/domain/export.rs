@@ -1,5 +1,5 @@
-//! What gateways that check digests themselves are given: one entry for each value that works now, and over which
-//! ConfigMaps, or Secrets, the entries are spread.
+//! The digests for gateways that check digests themselves: one entry for each value that works now, distributed over
+//! ConfigMaps or Secrets.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,64 +8,64 @@ use serde::Serialize;
 
 use super::{
     key::Digest,
-    verification::{Precedence, Standing, Value, created, standing},
+    verification::{Precedence, Standing, StandingValue, created, standing},
 };
 use crate::api::{ApiKey, KeyType};
 
 /// The kind of object that digests are exported in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// There is nothing secret in it.
+pub enum ExportKind {
+    /// For gateways that read ConfigMaps. The entries are not secret.
     ConfigMap,
     /// For gateways that read credentials from Secrets only, as agentgateway does.
     Secret,
 }
 
-impl std::str::FromStr for Kind {
+impl std::str::FromStr for ExportKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "ConfigMap" => Ok(Self::ConfigMap),
             "Secret" => Ok(Self::Secret),
-            _ => Err(format!("{text:?} is no kind for digests: write ConfigMap or Secret")),
+            _ => Err(format!("{text:?} is not a kind for exported digests: use ConfigMap or Secret")),
         }
     }
 }
 
-/// The type of Secrets that hold digests: no controller takes them for something else.
+/// The type of Secrets that hold digests. No other controller uses it.
 pub const SECRET_TYPE: &str = "keywright.dev/digests";
 
-/// How much one object holds. The API server takes 1 MiB of a ConfigMap or Secret; its metadata counts too.
+/// The limit of the data of one object, in bytes. The API server accepts ConfigMaps and Secrets of up to 1 MiB,
+/// metadata included.
 pub const LIMIT: usize = 900_000;
 
-/// How many objects there are at most. The chart grants the right to write so many, by name. They hold some
-/// 40 000 keys.
-pub const MOST: usize = 32;
+/// The maximum number of objects. The chart grants the right to write that many, by name. They hold about 40,000 keys.
+pub const MAX_OBJECTS: usize = 32;
 
-/// The data of one object: what is known of a value, as JSON, by the id of the value.
+/// The data of one object: the entry of each value as JSON, by the id of the value.
 pub type Data = BTreeMap<String, String>;
 
-/// Every value that works now.
+/// The entries of all values that work now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Export {
-    /// The entries. Their order is that of the digests.
+    /// The entries, in the order of the digests.
     pub entries: Data,
-    /// When the first of them stops working by itself.
+    /// When the first of the values expires.
     pub until: Option<Timestamp>,
 }
 
-/// One entry, in the shape that agentgateway reads credentials in.
+/// One entry, in the format of credentials of agentgateway.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Credential<'a> {
+struct ExportedCredential<'a> {
     key_hash: String,
-    metadata: Metadata<'a>,
+    metadata: CredentialMetadata<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata<'a> {
+struct CredentialMetadata<'a> {
     team: &'a str,
     name: &'a str,
     #[serde(rename = "type")]
@@ -78,17 +78,17 @@ struct Metadata<'a> {
     expires_at: Option<Timestamp>,
 }
 
-/// What to export of `keys`, in whatever order they come.
+/// Builds the export of `keys`, which may be in any order.
 ///
-/// A digest that several ApiKeys name is exported for the one that owns it by [`Precedence`], or not at all while that one
-/// is inactive or expired: another that names the same digest could otherwise bring a revoked value back, give it other
-/// rights, or turn it off.
+/// A digest that several ApiKeys list is exported for its owner by [`Precedence`], and not at all while the owner is
+/// inactive or expired. Otherwise another ApiKey with the same digest could reactivate a revoked value, change its
+/// permissions or deactivate it.
 #[must_use]
 pub fn export<'a>(keys: impl IntoIterator<Item = &'a ApiKey>, now: Timestamp) -> Export {
     let mut owners: HashMap<Digest, (Precedence<'a>, &'a ApiKey)> = HashMap::new();
     for key in keys {
         let metadata = &key.metadata;
-        for Value { digest, minted, .. } in standing(key).values {
+        for StandingValue { digest, minted, .. } in standing(key).values {
             let namespace = metadata.namespace.as_deref().unwrap_or_default();
             let name = metadata.name.as_deref().unwrap_or_default();
             let claim = Precedence { minted, created: created(key), namespace, name };
@@ -101,9 +101,9 @@ pub fn export<'a>(keys: impl IntoIterator<Item = &'a ApiKey>, now: Timestamp) ->
     let mut export = Export::default();
     for (digest, (_, key)) in owners {
         let standing = standing(key);
-        // A key that names one digest twice has the value that is its current one.
+        // If a key lists a digest twice, the current value counts.
         let value = standing.values.iter().find(|value| value.digest == digest);
-        let Some(Value { ends, .. }) = value.filter(|_| standing.active) else { continue };
+        let Some(StandingValue { ends, .. }) = value.filter(|_| standing.active) else { continue };
         if ends.is_some_and(|at| at <= now) {
             continue;
         }
@@ -115,8 +115,8 @@ pub fn export<'a>(keys: impl IntoIterator<Item = &'a ApiKey>, now: Timestamp) ->
     export
 }
 
-/// Whether what an ApiKey became changes nothing of an export, nor of anything else that follows from what it is and from
-/// what its values are: `status.lastUsedAt` changes often, and conditions do.
+/// Whether a change of an ApiKey leaves its spec and its standing as they were, and so the export too. Changes of
+/// `status.lastUsedAt` and of conditions are frequent.
 #[must_use]
 pub fn is_same(before: &ApiKey, after: &ApiKey) -> bool {
     before.spec == after.spec
@@ -126,9 +126,9 @@ pub fn is_same(before: &ApiKey, after: &ApiKey) -> bool {
 }
 
 fn entry(key: &ApiKey, standing: &Standing<'_>, digest: Digest, expires_at: Option<Timestamp>) -> Option<String> {
-    let credential = Credential {
+    let credential = ExportedCredential {
         key_hash: format!("sha256:{digest}"),
-        metadata: Metadata {
+        metadata: CredentialMetadata {
             team: key.metadata.namespace.as_deref()?,
             name: key.metadata.name.as_deref()?,
             type_: key.spec.key_type,
@@ -146,13 +146,13 @@ fn entry(key: &ApiKey, standing: &Standing<'_>, digest: Digest, expires_at: Opti
 pub struct Split {
     /// The data of each, in the order of [`map_name`].
     pub maps: Vec<Data>,
-    /// How many entries have no room. Their values are refused, as are all that a gateway does not know.
+    /// The number of entries that do not fit. Gateways reject their values as unknown.
     pub left_out: usize,
 }
 
-/// Spreads entries over as few objects as hold less than `limit` bytes each: 1, 2, 4 and so on up to `most`. Which
-/// one an entry is in depends on its digest and on their number alone, so that a key that comes or goes changes one
-/// of them and not all that follow it.
+/// Distributes entries over the smallest number of objects with less than `limit` bytes each: 1, 2, 4 and so on up to
+/// `most`. The object of an entry depends only on its digest and on the number of objects, so that the creation or
+/// deletion of a key changes only one object.
 #[must_use]
 pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     let size = |(id, entry): (&String, &String)| id.len() + entry.len();
@@ -160,7 +160,7 @@ pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     loop {
         let mut sizes = vec![0; count];
         for (id, entry) in entries {
-            sizes[place(id, count)] += size((id, entry));
+            sizes[object_index(id, count)] += size((id, entry));
         }
         if count * 2 > most || sizes.iter().all(|size| *size < limit) {
             break;
@@ -170,10 +170,10 @@ pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     let mut split = Split { maps: vec![Data::new(); count], left_out: 0 };
     let mut sizes = vec![0; count];
     for (id, entry) in entries {
-        let at = place(id, count);
-        sizes[at] += size((id, entry));
-        if sizes[at] < limit {
-            split.maps[at].insert(id.clone(), entry.clone());
+        let index = object_index(id, count);
+        sizes[index] += size((id, entry));
+        if sizes[index] < limit {
+            split.maps[index].insert(id.clone(), entry.clone());
         } else {
             split.left_out += 1;
         }
@@ -181,17 +181,18 @@ pub fn split(entries: &Data, limit: usize, most: usize) -> Split {
     split
 }
 
-/// Which of `count` objects an id belongs to; `count` is a power of two. Digests are evenly spread.
-fn place(id: &str, count: usize) -> usize {
+/// The index of the object that holds an id. `count`, the number of objects, is a power of two. Digests are evenly
+/// distributed.
+fn object_index(id: &str, count: usize) -> usize {
     let digits = id.strip_prefix("key_").and_then(|digits| digits.get(..4));
     let first = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default();
     first * count / 0x1_0000
 }
 
-/// The name of the object at `place`: NAME, NAME-2, NAME-3 and so on.
+/// The name of the object with this index: NAME, NAME-2, NAME-3 and so on.
 #[must_use]
-pub fn map_name(name: &str, place: usize) -> String {
-    if place == 0 { name.to_owned() } else { format!("{name}-{}", place + 1) }
+pub fn map_name(name: &str, index: usize) -> String {
+    if index == 0 { name.to_owned() } else { format!("{name}-{}", index + 1) }
 }
 
 #[cfg(test)]
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{ApiKeyStatus, KeyState, Time, Token},
-        domain::validate::tests::spec,
+        test_support::key_spec as spec,
     };
 
     const NOW: i64 = 1_000;
@@ -223,7 +224,7 @@ mod tests {
         }
     }
 
-    /// An active key whose value has a digest that begins with `first`.
+    /// An active key. The digest of its value starts with `first`.
     fn key(name: &str, created: i64, first: &str) -> ApiKey {
         let mut key = ApiKey::new(name, spec(KeyType::Team, &["Alerts"], &["logs:Read"]));
         key.metadata.namespace = Some("shop".to_owned());
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_who_and_what_and_no_more() {
+    fn an_entry_has_the_digest_and_the_identity_and_grants_of_its_key() {
         let plain = key("checkout", 1, "ab");
         let found = export([&plain], at(NOW));
         assert_eq!(
@@ -271,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_works_now_is_exported() {
-        type Change = fn(&mut ApiKey);
-        let table: [(&str, Change, bool); 14] = [
+    fn only_values_that_work_now_are_exported() {
+        type Edit = fn(&mut ApiKey);
+        let table: [(&str, Edit, bool); 14] = [
             ("active", |_| {}, true),
             ("lost", |key| status(key).state = Some(KeyState::Lost), true),
             ("active: true", |key| key.spec.active = Some(true), true),
-            ("active: false, and the status does not say so yet", |key| key.spec.active = Some(false), false),
+            ("active: false before the status has changed", |key| key.spec.active = Some(false), false),
             ("inactive", |key| status(key).state = Some(KeyState::Inactive), false),
             ("expired", |key| status(key).state = Some(KeyState::Expired), false),
             ("rejected", |key| status(key).state = Some(KeyState::Rejected), false),
@@ -285,8 +286,8 @@ mod tests {
             ("no status yet", |key| key.status = None, false),
             ("being deleted", |key| key.metadata.deletion_timestamp = Some(Time(at(NOW))), false),
             ("expires now", |key| key.spec.expires_at = Some(at(NOW).to_string()), false),
-            ("an expiry that nobody can read", |key| key.spec.expires_at = Some("soon".to_owned()), false),
-            ("no digest", |key| status(key).tokens[0].sha256 = "ab".to_owned(), false),
+            ("an invalid expiry", |key| key.spec.expires_at = Some("soon".to_owned()), false),
+            ("an invalid digest", |key| status(key).tokens[0].sha256 = "ab".to_owned(), false),
             ("the value expires now", |key| status(key).tokens = vec![token("ab", Some(NOW))], false),
         ];
         for (name, change, works) in table {
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_in_overlap_ends_before_its_key() {
+    fn a_value_in_overlap_is_exported_until_its_overlap_ends() {
         let mut key = key("a", 1, "ab");
         key.spec.expires_at = Some(at(NOW + 100).to_string());
         status(&mut key).tokens.push(token("cd", Some(NOW + 10)));
@@ -310,41 +311,41 @@ mod tests {
     }
 
     #[test]
-    fn the_key_for_which_a_digest_was_written_first_owns_it_also_while_it_is_inactive() {
+    fn a_digest_is_owned_by_the_key_with_the_earliest_mint_time_also_while_that_is_inactive() {
         let minted = |mut key: ApiKey, second| {
             status(&mut key).tokens[0].minted_at = Time(at(second));
             key
         };
-        // The attacker's object is older, and its name comes first.
-        let (mut owners, mut thief) = (minted(key("z", 5, "ab"), 10), minted(key("a", 1, "ab"), 20));
-        let owner = |keys: [&ApiKey; 2]| {
+        // The attacker's object is older and has the smaller name.
+        let (mut owner, mut attacker) = (minted(key("z", 5, "ab"), 10), minted(key("a", 1, "ab"), 20));
+        let exported_for = |keys: [&ApiKey; 2]| {
             let found = export(keys, at(NOW));
             let entry = found.entries.get("key_ab00000000000000")?;
             let entry: serde_json::Value = serde_json::from_str(entry).unwrap();
             Some(entry["metadata"]["name"].as_str().unwrap().to_owned())
         };
-        for (first, second) in [(&owners, &thief), (&thief, &owners)] {
-            assert_eq!(owner([first, second]).as_deref(), Some("z"));
+        for (first, second) in [(&owner, &attacker), (&attacker, &owner)] {
+            assert_eq!(exported_for([first, second]).as_deref(), Some("z"));
         }
         let mut elsewhere = minted(key("0", 1, "ab"), 20);
         elsewhere.metadata.namespace = Some("warehouse".to_owned());
-        assert_eq!(owner([&elsewhere, &thief]).as_deref(), Some("a"), "the namespace before the name");
+        assert_eq!(exported_for([&elsewhere, &attacker]).as_deref(), Some("a"), "the namespace comes first");
 
-        thief.spec.active = Some(false);
-        assert_eq!(owner([&owners, &thief]).as_deref(), Some("z"), "the loser does not turn the owner off");
-        thief.spec.active = None;
-        owners.spec.active = Some(false);
-        assert_eq!(owner([&owners, &thief]), None, "what was revoked stays revoked");
-        owners.spec.active = None;
-        owners.metadata.deletion_timestamp = Some(Time(at(NOW)));
-        assert_eq!(owner([&owners, &thief]), None, "also while a finalizer holds it");
-        owners.metadata.deletion_timestamp = None;
-        status(&mut owners).tokens[0].expires_at = Some(Time(at(NOW - 1)));
-        assert_eq!(owner([&owners, &thief]), None, "what has expired stays expired");
+        attacker.spec.active = Some(false);
+        assert_eq!(exported_for([&owner, &attacker]).as_deref(), Some("z"), "the attacker can't deactivate the value");
+        attacker.spec.active = None;
+        owner.spec.active = Some(false);
+        assert_eq!(exported_for([&owner, &attacker]), None, "the value of an inactive owner stays revoked");
+        owner.spec.active = None;
+        owner.metadata.deletion_timestamp = Some(Time(at(NOW)));
+        assert_eq!(exported_for([&owner, &attacker]), None, "a value of a deleted owner stays revoked");
+        owner.metadata.deletion_timestamp = None;
+        status(&mut owner).tokens[0].expires_at = Some(Time(at(NOW - 1)));
+        assert_eq!(exported_for([&owner, &attacker]), None, "an expired value stays expired");
     }
 
     #[test]
-    fn a_last_use_changes_nothing_and_all_that_an_export_says_does() {
+    fn is_same_ignores_a_last_use_and_detects_a_change_of_each_exported_field() {
         let before = key("a", 1, "ab");
         let same = |change: fn(&mut ApiKey)| {
             let mut after = before.clone();
@@ -370,36 +371,36 @@ mod tests {
         }
     }
 
-    /// A thousand entries of 100 bytes, spread as digests are.
+    /// A thousand entries of 100 bytes, distributed as digests are.
     fn many() -> Data {
         let entry = |n: u64| (format!("key_{:016x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)), "x".repeat(80));
         (1..=1000).map(entry).collect()
     }
 
     #[test]
-    fn entries_are_spread_by_digest_over_as_few_maps_as_hold_them() {
+    fn entries_are_distributed_by_digest_over_the_fewest_maps() {
         let entries = many();
-        assert_eq!(split(&entries, 1_000_000, MOST).maps, vec![entries.clone()]);
-        let four = split(&entries, 30_000, MOST);
+        assert_eq!(split(&entries, 1_000_000, MAX_OBJECTS).maps, vec![entries.clone()]);
+        let four = split(&entries, 30_000, MAX_OBJECTS);
         assert_eq!((four.maps.len(), four.left_out), (4, 0));
         let together: Data = four.maps.iter().flatten().map(|(id, entry)| (id.clone(), entry.clone())).collect();
         assert_eq!(together, entries);
-        for (place, map) in four.maps.iter().enumerate() {
+        for (index, map) in four.maps.iter().enumerate() {
             let size: usize = map.iter().map(|(id, entry)| id.len() + entry.len()).sum();
-            assert!(size < 30_000, "{place}: {size}");
-            assert!(map.keys().all(|id| usize::from_str_radix(&id[4..5], 16).unwrap() / 4 == place));
+            assert!(size < 30_000, "{index}: {size}");
+            assert!(map.keys().all(|id| usize::from_str_radix(&id[4..5], 16).unwrap() / 4 == index));
         }
 
         let mut fewer = entries.clone();
-        let gone = fewer.pop_first().unwrap().0;
-        let changed = split(&fewer, 30_000, MOST);
-        let differ: Vec<_> = (0..4).filter(|place| four.maps[*place] != changed.maps[*place]).collect();
-        assert_eq!(differ, [0], "{gone} was in one");
-        assert_eq!(split(&Data::new(), 100, MOST).maps, [Data::new()], "none is one empty map");
+        let removed = fewer.pop_first().unwrap().0;
+        let changed = split(&fewer, 30_000, MAX_OBJECTS);
+        let differ: Vec<_> = (0..4).filter(|index| four.maps[*index] != changed.maps[*index]).collect();
+        assert_eq!(differ, [0], "only the map of {removed} changes");
+        assert_eq!(split(&Data::new(), 100, MAX_OBJECTS).maps, [Data::new()], "no entries result in one empty map");
     }
 
     #[test]
-    fn what_has_no_room_is_left_out_and_counted() {
+    fn entries_beyond_the_limit_are_left_out_and_counted() {
         let entries = many();
         let two = split(&entries, 10_000, 2);
         let held: usize = two.maps.iter().map(Data::len).sum();
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_are_numbered_from_the_second_on() {
-        assert_eq!(["a", "a-2", "a-3"].map(str::to_owned), [0, 1, 2].map(|place| map_name("a", place)));
+    fn map_names_are_numbered_from_the_second_on() {
+        assert_eq!(["a", "a-2", "a-3"].map(str::to_owned), [0, 1, 2].map(|index| map_name("a", index)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// The digits, in lower case.
+/// The hex digits of the bytes, in lower case.
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
@@ -11,7 +11,7 @@ pub fn encode(bytes: &[u8]) -> String {
     })
 }
 
-/// The bytes of 64 digits in either case. `None` for anything else.
+/// The bytes of 64 hex digits in either case. `None` for any other text.
 #[must_use]
 pub fn decode(text: &str) -> Option<[u8; 32]> {
     let digit = |byte: u8| match byte {
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back_and_nothing_else_is_read() {
+    fn decode_accepts_the_output_of_encode_in_either_case_and_rejects_other_texts() {
         let bytes: [u8; 32] = std::array::from_fn(|at| u8::try_from(at * 7).unwrap());
         let text = encode(&bytes);
         assert_eq!((decode(&text), decode(&text.to_uppercase())), (Some(bytes), Some(bytes)));

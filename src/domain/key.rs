@@ -1,8 +1,8 @@
-//! The value of a key: how it is made, recognised and remembered.
+//! The value of a key: its format, its generation and its digest.
 //!
-//! `kwp_`, `kws_` or `kwt_` (Personal, SendYourData, Team), then 43 base62 characters from a cryptographic random
-//! source (256 bits), then CRC-32 of all that precedes as 6 base62 characters. A double click selects the whole,
-//! and a scanner can tell a key from a look-alike without asking anyone.
+//! The format is `kwp_`, `kws_` or `kwt_` (Personal, SendYourData, Team), 43 base62 characters from a cryptographic
+//! random source (256 bits), and the CRC-32 of these as 6 base62 characters. A double click selects the whole key, and
+//! secret scanners can verify the checksum offline.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ const CHECKSUM_LEN: usize = 6;
 /// The length of every key, prefix and checksum included.
 pub const LEN: usize = 4 + RANDOM_LEN + CHECKSUM_LEN;
 
-/// The prefix that tells the type of a key.
+/// The prefix of keys of a type.
 #[must_use]
 pub const fn prefix(key_type: KeyType) -> &'static str {
     match key_type {
@@ -30,23 +30,23 @@ pub const fn prefix(key_type: KeyType) -> &'static str {
     }
 }
 
-/// A key's value. It can't be printed, compared or serialized; it leaves memory zeroed.
+/// The value of a key. It can't be printed, compared or serialized, and is zeroed on drop.
 #[derive(Debug)]
 pub struct Key(SecretString);
 
 impl Key {
-    /// Makes a new value from a cryptographic random source.
+    /// Generates a new value from a cryptographic random source.
     ///
     /// # Errors
-    /// Whatever the random source returns.
+    /// An error of the random source.
     pub fn mint<R: TryCryptoRng>(key_type: KeyType, rng: &mut R) -> Result<Self, R::Error> {
         let mut value = String::with_capacity(LEN);
         value.push_str(prefix(key_type));
         let mut bytes = [0_u8; RANDOM_LEN];
         while value.len() < 4 + RANDOM_LEN {
             rng.try_fill_bytes(&mut bytes)?;
-            // 248 is the largest multiple of 62 in a byte: what lies above is thrown away, so that each character
-            // is equally likely.
+            // 248 is the largest multiple of 62 in a byte. Bytes from 248 on are discarded, so that each character is
+            // equally likely.
             let fresh = bytes.iter().filter(|b| **b < 248).map(|b| ALPHABET[usize::from(b % 62)] as char);
             value.extend(fresh.take(4 + RANDOM_LEN - value.len()));
         }
@@ -63,26 +63,26 @@ impl Key {
         (is_well_formed(text) && text.starts_with(prefix(key_type))).then(|| Self(text.to_owned().into()))
     }
 
-    /// What may be stored, logged and compared in place of the value.
+    /// The digest, which may be stored, logged and compared in place of the value.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of(self.0.expose_secret().as_bytes())
     }
 
-    /// The value itself, for the one place that writes it.
+    /// The value in plain text. Only for storing it in the Secret of the key or encrypting it.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 }
 
-/// Whether something begins as keys do.
+/// Whether a value starts with the prefix of a key.
 #[must_use]
 pub fn has_prefix(value: &[u8]) -> bool {
     [KeyType::Personal, KeyType::SendYourData, KeyType::Team].iter().any(|t| value.starts_with(prefix(*t).as_bytes()))
 }
 
-/// Whether a text has the shape and the checksum of a key. Cheap: no hash, no allocation.
+/// Whether a text has the format and the checksum of a key. Computes no digest and does not allocate.
 #[must_use]
 pub fn is_well_formed(text: &str) -> bool {
     let bytes = text.as_bytes();
@@ -97,14 +97,14 @@ pub fn is_well_formed(text: &str) -> bool {
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(bytes) as usize;
     let mut out = [b'0'; CHECKSUM_LEN];
-    for place in out.iter_mut().rev() {
-        *place = ALPHABET[rest % 62];
+    for digit in out.iter_mut().rev() {
+        *digit = ALPHABET[rest % 62];
         rest /= 62;
     }
     out
 }
 
-/// SHA-256 of a whole key. A fast hash is right here: 256 random bits can't be guessed at any speed.
+/// The SHA-256 digest of a whole key. A fast hash is sufficient, since 256 random bits can't be guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -115,7 +115,7 @@ impl Digest {
         Self(Sha256::digest(value).into())
     }
 
-    /// Reads a digest back: 64 lower-case hex digits. `None` for anything else.
+    /// Reads a digest of 64 lower-case hex digits. `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -130,7 +130,7 @@ impl Digest {
         &self.0
     }
 
-    /// The id of the key: `key_` and the first 16 hex digits. What logs, headers and people use.
+    /// The id of the key for logs, headers and users: `key_` and the first 16 hex digits.
     #[must_use]
     pub fn id(&self) -> String {
         let mut id = String::with_capacity(20);
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minted_key_has_the_documented_shape() {
+    fn a_minted_key_has_the_documented_format() {
         for (key_type, prefix) in
             [(KeyType::Personal, "kwp_"), (KeyType::SendYourData, "kws_"), (KeyType::Team, "kwt_")]
         {
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// A fixed vector, worked out by hand from the definition: it holds the format against accidental change.
+    /// A test vector computed from the definition of the format, so that a change of the format fails this test.
     #[test]
     fn checksum_is_crc32_in_base62() {
         // CRC-32 of "123456789" is 0xCBF43926 = 3421780262, the standard check value.
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_character_is_noticed() {
+    fn a_key_with_one_changed_character_is_not_well_formed() {
         let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
         for at in 0..LEN {
             let mut bytes = key.expose().as_bytes().to_vec();
@@ -196,28 +196,28 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_type_is_not_taken() {
+    fn parse_rejects_a_key_of_another_type() {
         let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
         assert!(Key::parse(KeyType::Personal, key.expose().as_bytes()).is_none());
     }
 
     #[test]
-    fn the_value_is_not_in_the_debug_output() {
+    fn debug_output_does_not_contain_the_value() {
         let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
         assert!(!format!("{key:?}").contains(&key.expose()[4..]));
     }
 
     #[test]
-    fn digest_and_id_are_sha256() {
+    fn digest_is_sha256_and_the_id_its_first_16_digits() {
         let digest = Digest::of(b"abc");
         assert_eq!(digest.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digest.id(), "key_ba7816bf8f01cfea");
         assert_eq!(Digest::parse(&digest.to_string()), Some(digest));
     }
 
-    /// A source that repeats short patterns and rejected bytes must not change the length or the alphabet.
+    /// Discarding bytes from 248 on must not bias the characters.
     #[test]
-    fn every_character_of_the_alphabet_is_used_evenly() {
+    fn mint_uses_every_character_of_the_alphabet_evenly() {
         let mut counts = [0_u32; 128];
         for _ in 0..400 {
             let key = Key::mint(KeyType::Team, &mut SysRng).unwrap();
@@ -226,7 +226,7 @@ mod tests {
         // 17,200 draws over 62 characters: 277 expected; 6 sigma is about 100.
         for c in ALPHABET {
             let n = counts[usize::from(*c)];
-            assert!((170..390).contains(&n), "{} came {n} times", *c as char);
+            assert!((170..390).contains(&n), "{} occurs {n} times", *c as char);
         }
     }
 }

@@ -1,8 +1,10 @@
-//! The rules of Keywright, pure: no Kubernetes client, no async runtime, no web framework, no clock, no environment.
+//! The rules of Keywright, as pure functions: no Kubernetes client, no async runtime, no web framework, no clock, no
+//! environment.
 //!
-//! Time and randomness are arguments. Admission and reconciliation call the same functions, so that a webhook
-//! that was bypassed changes nothing. `tests/architecture.rs` holds the imports of this folder to that.
+//! Time and random values are arguments. Admission and reconciliation call the same functions, so that a bypass of the
+//! webhook does not bypass the rules. `tests/architecture` checks the imports of this folder.
 
+pub mod authorization;
 pub mod catalog;
 pub mod coralogix;
 pub mod credential;
@@ -10,8 +12,8 @@ pub mod duration;
 #[cfg(test)]
 mod escalation;
 pub mod export;
-pub mod gates;
 pub mod hex;
+pub mod inputs;
 pub mod key;
 pub mod legacy;
 pub mod lifecycle;

@@ -1,7 +1,7 @@
-//! Values of keys in places that are for names and texts.
+//! Detection of key values in fields for names and texts.
 //!
-//! An object is not secret: whoever may view keys reads it, and so do backups, audit logs and Git. A value that somebody
-//! pasted into it must be found before it is stored, and must not be repeated in the answer.
+//! Objects are not secret: users who may view keys read them, and backups, audit logs and Git hold them. A request with
+//! a key value in such a field must be rejected before the object is stored, and the answer must not repeat the value.
 
 use std::collections::BTreeSet;
 
@@ -9,36 +9,36 @@ use serde_json::Value;
 
 use super::key;
 
-/// How the base64 of a value begins, as in the data of a Secret.
-const IN_BASE64: [&str; 3] = ["a3dwX", "a3dzX", "a3d0X"];
+/// The first characters of the base64 of `kwp_`, `kws_` and `kwt_`, as in the data of a Secret.
+const BASE64_PREFIXES: [&str; 3] = ["a3dwX", "a3dzX", "a3d0X"];
 
-/// How many characters of the base64 of a value tell something of it: [`key::LEN`] bytes, without padding.
+/// The length of the base64 of a value of [`key::LEN`] bytes, without padding.
 const BASE64_LEN: usize = (key::LEN * 4).div_ceil(3);
 
-/// What kubectl notes of an applied object: it repeats the whole of it.
+/// The annotation in which kubectl stores a copy of the applied object.
 const APPLIED: &str = "metadata.annotations[kubectl.kubernetes.io/last-applied-configuration]";
 
-/// The values of keys in a text, with right checksums, or in base64.
+/// The key values in a text: with a valid checksum, or in base64.
 fn values(text: &str) -> impl Iterator<Item = &str> {
     let plain = text
         .match_indices("kw")
         .filter_map(|(at, _)| text.get(at..at + key::LEN))
         .filter(|part| key::is_well_formed(part));
-    let encoded = IN_BASE64.iter().flat_map(|begin| text.match_indices(begin)).filter_map(|(at, _)| {
+    let encoded = BASE64_PREFIXES.iter().flat_map(|prefix| text.match_indices(prefix)).filter_map(|(at, _)| {
         let part = text.get(at..at + BASE64_LEN)?;
         part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')).then_some(part)
     });
     plain.chain(encoded)
 }
 
-/// Whether a text has the value of a key in it.
+/// Whether a text contains a key value.
 #[must_use]
 pub fn holds_value(text: &str) -> bool {
     values(text).next().is_some()
 }
 
-/// The fields of an object that hold the value of a key, which the object before did not hold. What is stored already is
-/// no reason to refuse a change, least of all the one that takes it out. No returned path holds a value.
+/// The paths of the fields with a key value that the previous object did not contain. A stored value must not block
+/// later changes, least of all its removal. No returned path contains a value.
 #[must_use]
 pub fn fields(object: &Value, old: Option<&Value>) -> Vec<String> {
     let mut known = BTreeSet::new();
@@ -57,7 +57,7 @@ pub fn fields(object: &Value, old: Option<&Value>) -> Vec<String> {
     found.into_iter().collect()
 }
 
-/// Calls `see` with each text of a JSON value, and with each name in it. The path of a name is that of its parent.
+/// Calls `see` with each string and each field name of a JSON value. The path of a field name is that of its parent.
 fn visit(value: &Value, path: &str, see: &mut impl FnMut(&str, &str)) {
     match value {
         Value::String(text) => see(path, text),
@@ -73,7 +73,7 @@ fn visit(value: &Value, path: &str, see: &mut impl FnMut(&str, &str)) {
                     _ if name.bytes().all(|byte| byte.is_ascii_alphanumeric()) => format!("{path}.{name}"),
                     _ => format!("{path}[{name}]"),
                 };
-                // Names of fields that are in the object itself.
+                // managedFields only repeats the field names of the object.
                 if path != "metadata.managedFields" {
                     visit(below, &path, see);
                 }
@@ -95,7 +95,7 @@ mod tests {
         Key::mint(KeyType::Team, &mut SysRng).unwrap().expose().to_owned()
     }
 
-    /// Base64 by hand, since nothing else here needs it.
+    /// Base64 without padding, implemented here to save a dependency.
     fn base64(text: &str) -> String {
         const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let bits: Vec<u8> = text.bytes().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_found_in_any_text_and_a_mention_of_its_beginning_is_none() {
+    fn values_are_found_inside_texts_and_prefixes_are_ignored() {
         let value = value();
         for text in [value.clone(), format!("Bearer {value}\n"), format!("é{value}{value}"), format!("kwt_{value}x")] {
             assert!(holds_value(&text), "{text}");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_named_and_values_are_not() {
+    fn fields_returns_the_paths_of_new_values_without_the_values() {
         let value = value();
         let object = json!({
             "metadata": {
@@ -139,7 +139,7 @@ mod tests {
             "spec.user",
         ];
         assert_eq!(fields(&object, None), expected);
-        assert_eq!(fields(&object, Some(&object)), Vec::<String>::new(), "it was there before");
+        assert_eq!(fields(&object, Some(&object)), Vec::<String>::new(), "the previous object contains the value");
         assert_eq!(fields(&object, Some(&json!({"spec": {"user": self::value()}}))), expected);
         let noted = json!({"metadata": {"annotations": object["metadata"]["annotations"]}});
         assert_eq!(fields(&noted, None), [APPLIED]);

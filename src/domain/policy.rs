@@ -1,37 +1,37 @@
-//! Gate 2: what an access policy says (seed, "Access policies for API keys").
+//! Gate 2: the evaluation of access policies (docs/specification.md, "Access policies").
 
 use std::fmt;
 
 use crate::api::{AccessLevel, AccessMode, AccessPolicySpec};
 
-/// Somebody, as the cluster authenticated them.
+/// A user as authenticated by the cluster.
 #[derive(Clone, Copy, Debug)]
-pub struct Person<'a> {
+pub struct User<'a> {
     /// The user name.
     pub name: &'a str,
     /// The groups.
     pub groups: &'a [String],
 }
 
-/// What a policy grants to a person, and by which part of it.
+/// The level that a policy grants to a user, and the part of the policy that decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ruling {
-    /// How much.
+    /// The granted level.
     pub level: AccessLevel,
-    /// By what.
+    /// The part of the policy that decides.
     pub by: By,
 }
 
 /// The part of a policy that decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// Private, and the person is the creator.
+    /// Mode Private, and the user is the creator.
     Creator,
-    /// Private, and the person is not the creator.
+    /// Mode Private, and the user is not the creator.
     NotCreator,
     /// The rule with this index.
     Rule(usize),
-    /// No rule covers the person.
+    /// General access, since no rule covers the user.
     General,
 }
 
@@ -46,32 +46,32 @@ impl fmt::Display for By {
     }
 }
 
-/// What a person may do with a key that refers to this policy. `creator` is who created the key.
+/// The access of a user to a key that refers to this policy. `creator` is the creator of the key.
 #[must_use]
-pub fn key_access(policy: &AccessPolicySpec, creator: Option<&str>, who: Person<'_>) -> Ruling {
+pub fn key_access(policy: &AccessPolicySpec, creator: Option<&str>, user: User<'_>) -> Ruling {
     let rules = policy.rules.iter().map(|rule| (rule.groups.as_slice(), rule.access));
-    ruling(policy.mode, rules, policy.general_access, creator, who)
+    ruling(policy.mode, rules, policy.general_access, creator, user)
 }
 
-/// What a person may do with the policy itself. `creator` is who created the policy. Where policy permissions are not
-/// set, access to the keys counts for the policy too.
+/// The access of a user to the policy itself. `creator` is the creator of the policy. Where policy access is not set,
+/// access to the keys applies to the policy too.
 #[must_use]
-pub fn policy_access(policy: &AccessPolicySpec, creator: Option<&str>, who: Person<'_>) -> Ruling {
+pub fn policy_access(policy: &AccessPolicySpec, creator: Option<&str>, user: User<'_>) -> Ruling {
     let rules = policy.rules.iter().map(|rule| (rule.groups.as_slice(), rule.policy_access.unwrap_or(rule.access)));
-    ruling(policy.mode, rules, policy.general_policy_access.or(policy.general_access), creator, who)
+    ruling(policy.mode, rules, policy.general_policy_access.or(policy.general_access), creator, user)
 }
 
-/// A NoAccess rule that matches wins; otherwise the highest that matches; otherwise general access. What is not said
-/// is NoAccess.
+/// A matching NoAccess rule decides; otherwise the matching rule with the highest level; otherwise general access. An
+/// absent level is NoAccess.
 fn ruling<'a>(
     mode: AccessMode,
     rules: impl Iterator<Item = (&'a [String], AccessLevel)>,
     general: Option<AccessLevel>,
     creator: Option<&str>,
-    who: Person<'_>,
+    user: User<'_>,
 ) -> Ruling {
     if mode == AccessMode::Private {
-        return if creator == Some(who.name) {
+        return if creator == Some(user.name) {
             Ruling { level: AccessLevel::Manage, by: By::Creator }
         } else {
             Ruling { level: AccessLevel::NoAccess, by: By::NotCreator }
@@ -79,7 +79,7 @@ fn ruling<'a>(
     }
     let matching = rules
         .enumerate()
-        .filter(|(_, (groups, _))| groups.iter().any(|group| who.groups.contains(group)))
+        .filter(|(_, (groups, _))| groups.iter().any(|group| user.groups.contains(group)))
         .map(|(index, (_, level))| Ruling { level, by: By::Rule(index) });
     matching
         .reduce(|best, next| match (best.level, next.level) {
@@ -98,7 +98,7 @@ mod tests {
 
     const LEVELS: [AccessLevel; 3] = [AccessLevel::NoAccess, AccessLevel::Read, AccessLevel::Manage];
 
-    /// The seed in its own words, written without a look at [`ruling`]: by counting, not by folding.
+    /// An independent implementation of the rules of docs/specification.md, "Access policies".
     fn oracle(
         mode: AccessMode,
         rules: &[(bool, AccessLevel)],
@@ -112,7 +112,7 @@ mod tests {
                 Ruling { level: AccessLevel::NoAccess, by: By::NotCreator }
             };
         }
-        // First who forbids, then who gives most; of equals, the rule that stands first.
+        // NoAccess comes before the highest level. Of rules with the same level, the first decides.
         for level in [AccessLevel::NoAccess, AccessLevel::Manage, AccessLevel::Read] {
             if let Some(index) = rules.iter().position(|rule| *rule == (true, level)) {
                 return Ruling { level, by: By::Rule(index) };
@@ -121,10 +121,10 @@ mod tests {
         Ruling { level: general.unwrap_or(AccessLevel::NoAccess), by: By::General }
     }
 
-    /// Every combination of mode, two rules that match or do not, their levels, policy access, general access and
+    /// Covers every combination of mode, two rules that match or not, their levels, policy access, general access and
     /// creator.
     #[test]
-    fn every_combination_is_as_the_seed_says() {
+    fn rulings_agree_with_the_oracle_for_every_combination() {
         let optional = || LEVELS.map(Some).into_iter().chain([None]);
         let rules: Vec<(bool, AccessLevel, Option<AccessLevel>)> = [true, false]
             .into_iter()
@@ -133,13 +133,13 @@ mod tests {
             })
             .collect();
         let groups = ["mine".to_owned(), "mine too".to_owned()];
-        let who = Person { name: "alice", groups: &groups };
+        let user = User { name: "alice", groups: &groups };
         let mut cases = 0;
         for mode in [AccessMode::Private, AccessMode::Advanced] {
             for (first, second) in rules.iter().flat_map(|first| rules.iter().map(move |second| (first, second))) {
                 let both = [first, second];
                 let rule = |(matches, access, policy_access): &(bool, AccessLevel, Option<AccessLevel>)| AccessRule {
-                    // The group that matches is not the first of its rule, nor of the person.
+                    // The matching group is the last of the rule and of the user.
                     groups: vec!["other".to_owned(), if *matches { "mine too" } else { "not mine" }.to_owned()],
                     access: *access,
                     policy_access: *policy_access,
@@ -155,10 +155,10 @@ mod tests {
                         let is_creator = creator == Some("alice");
                         let key_rules = both.map(|(matches, access, _)| (*matches, *access));
                         let expected = oracle(mode, &key_rules, general, is_creator);
-                        assert_eq!(key_access(&policy, creator, who), expected, "keys: {policy:?} {creator:?}");
+                        assert_eq!(key_access(&policy, creator, user), expected, "keys: {policy:?} {creator:?}");
                         let policy_rules = both.map(|(matches, access, policy)| (*matches, policy.unwrap_or(*access)));
                         let expected = oracle(mode, &policy_rules, general_policy.or(general), is_creator);
-                        assert_eq!(policy_access(&policy, creator, who), expected, "policy: {policy:?} {creator:?}");
+                        assert_eq!(policy_access(&policy, creator, user), expected, "policy: {policy:?} {creator:?}");
                         cases += 1;
                     }
                 }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_match_exactly_and_a_user_name_is_no_group() {
+    fn groups_match_exactly_and_never_match_the_user_name() {
         let rule = |group: &str| AccessRule {
             groups: vec![group.to_owned()],
             access: AccessLevel::Manage,
@@ -182,7 +182,7 @@ mod tests {
                 general_access: Some(AccessLevel::NoAccess),
                 general_policy_access: None,
             };
-            let ruling = key_access(&policy, Some("alice"), Person { name: "alice", groups: &groups });
+            let ruling = key_access(&policy, Some("alice"), User { name: "alice", groups: &groups });
             assert_eq!(ruling, Ruling { level: AccessLevel::NoAccess, by: By::General }, "{group}");
         }
     }

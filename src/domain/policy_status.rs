@@ -1,4 +1,4 @@
-//! What the status of an AccessPolicy says: who is locked out, and whether anybody can still change it.
+//! The status of an AccessPolicy: its keys, the groups without access, and whether a group may still change it.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use super::status::merge_condition;
 use crate::api::{AccessLevel, AccessMode, AccessPolicy, AccessPolicySpec, AccessPolicyStatus, KeyType, creator};
 
-/// How many keys a status names.
+/// The maximum number of keys in a status.
 const MOST_KEYS: usize = 100;
 
-/// Stands for everyone whom no rule covers.
+/// The entry for all users whom no rule covers.
 const EVERYONE_ELSE: &str = "*";
 
 /// Builds the status. `keys` are the ApiKeys that refer to the policy.
@@ -29,11 +29,10 @@ pub fn build(policy: &AccessPolicy, keys: &BTreeMap<String, KeyType>, now: Times
             AccessMode::Private => {
                 ("Private", format!("only {creator} and holders of access-policies:UpdateAll may change this policy"))
             }
-            // An Advanced policy gives its creator nothing beyond the rules.
+            // An Advanced policy has no special access for its creator.
             AccessMode::Advanced => (
                 "NoGroupManages",
-                "no group may change this policy, so that only holders of access-policies:UpdateAll can: give a group \
-                 policyAccess Manage"
+                "only holders of access-policies:UpdateAll may change this policy: give a group policyAccess Manage"
                     .to_owned(),
             ),
         };
@@ -48,7 +47,7 @@ pub fn build(policy: &AccessPolicy, keys: &BTreeMap<String, KeyType>, now: Times
     }
 }
 
-/// The groups that have no access to the keys, in the order of the rules, each once.
+/// The groups without access to the keys, in the order of the rules, without duplicates.
 fn locked_out(spec: &AccessPolicySpec) -> Vec<String> {
     if spec.mode == AccessMode::Private {
         return vec![EVERYONE_ELSE.to_owned()];
@@ -65,8 +64,8 @@ fn locked_out(spec: &AccessPolicySpec) -> Vec<String> {
     groups
 }
 
-/// Whether some group, or everyone else, may change the policy. A NoAccess rule for a group takes from it what another
-/// rule gives.
+/// Whether a group, or the users whom no rule covers, may change the policy. A NoAccess rule for a group overrides its
+/// other rules.
 fn is_manageable(spec: &AccessPolicySpec) -> bool {
     if spec.mode == AccessMode::Private {
         return false;
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_counted_and_the_first_hundred_named_in_order() {
+    fn status_counts_all_keys_and_lists_the_first_hundred_in_order() {
         let keys: BTreeMap<_, _> = (0..101).map(|n| (format!("key-{n:03}"), KeyType::Team)).collect();
         let mut policy = policy(AccessMode::Advanced, vec![], Some(AccessLevel::Manage));
         policy.metadata.generation = Some(3);
@@ -113,11 +112,11 @@ mod tests {
         assert_eq!(kinds, [("Accepted", "True"), ("Ready", "True")]);
         let later = Timestamp::from_second(60).unwrap();
         policy.status = Some(status.clone());
-        assert_eq!(build(&policy, &keys, later), status, "nothing changed, so nothing is written");
+        assert_eq!(build(&policy, &keys, later), status, "an unchanged policy does not change the status");
     }
 
     #[test]
-    fn the_status_says_who_is_locked_out() {
+    fn status_lists_the_groups_that_are_locked_out() {
         use AccessLevel::{Manage, NoAccess, Read};
         let rules =
             vec![rule(&["b", "a"], NoAccess, None), rule(&["c"], Read, None), rule(&["a", "d"], NoAccess, None)];
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_no_group_may_change_says_so() {
+    fn a_policy_that_no_group_may_change_is_unmanageable() {
         use AccessLevel::{Manage, NoAccess, Read};
         let advanced = |rules, general| unmanageable(&policy(AccessMode::Advanced, rules, Some(general)));
         assert_eq!(advanced(vec![], Manage), None);
@@ -136,16 +135,16 @@ mod tests {
         assert_eq!(advanced(vec![rule(&["a"], Manage, None)], NoAccess), None);
         assert_eq!(advanced(vec![rule(&["a"], Manage, Some(Read))], NoAccess).as_deref(), Some("NoGroupManages"));
         assert_eq!(advanced(vec![rule(&["a"], NoAccess, Some(Manage))], NoAccess), None);
-        let taken = vec![rule(&["a"], Manage, None), rule(&["b", "a"], NoAccess, None)];
-        assert_eq!(advanced(taken, NoAccess).as_deref(), Some("NoGroupManages"));
+        let overridden = vec![rule(&["a"], Manage, None), rule(&["b", "a"], NoAccess, None)];
+        assert_eq!(advanced(overridden, NoAccess).as_deref(), Some("NoGroupManages"));
         let mut general = policy(AccessMode::Advanced, vec![], Some(Manage));
         general.spec.general_policy_access = Some(Read);
         assert_eq!(unmanageable(&general).as_deref(), Some("NoGroupManages"));
 
         let mut private = policy(AccessMode::Private, vec![], None);
         private.metadata.annotations = Some([(CREATOR_ANNOTATION.to_owned(), "alice".to_owned())].into());
-        let told = status(&private).conditions.into_iter().find(|c| c.type_ == "Unmanageable").unwrap();
-        assert_eq!(told.reason, "Private");
-        assert!(told.message.starts_with("only alice and holders"), "{}", told.message);
+        let condition = status(&private).conditions.into_iter().find(|c| c.type_ == "Unmanageable").unwrap();
+        assert_eq!(condition.reason, "Private");
+        assert!(condition.message.starts_with("only alice and holders"), "{}", condition.message);
     }
 }

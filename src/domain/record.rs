@@ -1,10 +1,10 @@
-//! The record: what the Secret itself says of the key, beside the value.
+//! The record: an annotation of the Secret that describes the key, without its value.
 //!
-//! The operator writes the record in the same request as the value, so that the two always agree. The record is all
-//! that is needed to rebuild the status of an ApiKey after a crash, a lost status or a restored backup. It holds no value.
+//! The operator writes the record in the same request as the value, so that the two always agree. From the record, the
+//! operator rebuilds the status of an ApiKey after a crash, a lost status or a restored backup.
 //!
-//! Everybody with write access to Secrets can write a record. The operator therefore authenticates each record with a
-//! message authentication code ([`MAC_ANNOTATION`]) and believes no other one.
+//! Users with write access to Secrets can write a record. The operator therefore authenticates each record with a
+//! message authentication code ([`MAC_ANNOTATION`]) and ignores records without a valid one.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,43 +19,43 @@ pub const ANNOTATION: &str = "keywright.dev/record";
 /// [`ANNOTATION`], as 64 hex digits.
 pub const MAC_ANNOTATION: &str = "keywright.dev/record-mac";
 
-/// The type of every Secret that Keywright writes. It never depends on user input, so that no ApiKey can make a
-/// Secret that means something to another controller (CVE-2026-42876 of a peer).
+/// The type of every Secret that Keywright writes. It never depends on user input, so that an ApiKey can't create a
+/// Secret of a type that another controller acts on (see CVE-2026-42876 of another operator).
 pub const SECRET_TYPE: &str = "keywright.dev/api-key";
 
-/// What a Secret says of its key.
+/// The content of a record.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// The key and the Secret that the record is about.
     #[serde(flatten)]
     pub subject: Subject,
-    /// When the first value was minted.
+    /// The time at which the first value was minted.
     pub created_at: Timestamp,
-    /// When the value was last replaced.
+    /// The time of the last rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_rotated_at: Option<Timestamp>,
-    /// The last `spec.rotation.requestedAt` that was carried out.
+    /// The last `spec.rotation.requestedAt` that the operator handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<String>,
     /// The value in the Secret.
     pub current: Entry,
-    /// The value before it, while it still works.
+    /// The previous value, during its overlap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Previous>,
-    /// How the value is kept, if it is sealed.
+    /// The state of a sealed value. `None` if the value is plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Sealed>,
-    /// The labels and annotations that come from `spec.secret`, so that those taken out there are taken out here.
+    /// The labels that come from `spec.secret`, so that the operator removes those that leave the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
-    /// See `labels`.
+    /// The annotations that come from `spec.secret`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,
 }
 
-/// The key and the Secret that a record is about. A record that is copied to another place names the place that it
-/// comes from, and is refused there.
+/// The key and the Secret that a record is about. They differ from the actual ones if the record was copied to another
+/// Secret, and the operator rejects the record there.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
@@ -67,7 +67,7 @@ pub struct Subject {
     pub secret: String,
     /// The name of the ApiKey.
     pub api_key: String,
-    /// The uid of the ApiKey. A restored ApiKey has another uid than the record.
+    /// The uid of the ApiKey. A restored ApiKey has a new uid, which differs from that of the record.
     #[serde(default)]
     pub uid: String,
     /// The type of the ApiKey. Absent in records of earlier versions.
@@ -76,7 +76,7 @@ pub struct Subject {
     /// The user of a Personal key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// The creator of the ApiKey, whom a restore keeps. A Secret that is left behind by a key of this name of another
+    /// The creator of the ApiKey, which a restore keeps. A Secret left by an ApiKey with the same name and another
     /// creator is not the Secret of this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<String>,
@@ -104,7 +104,7 @@ impl Subject {
         names(self) == names(other)
     }
 
-    /// Whether both are about the same names, type and people. The uid may differ: a restore gives the ApiKey a new one.
+    /// Whether both are equal except for the uid, which a restore changes.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         let uid = other.uid.clone();
@@ -115,36 +115,36 @@ impl Subject {
 /// The key in a Secret's data that holds a sealed value.
 pub const SEALED_VALUE: &str = "sealed-value";
 
-/// The key in a Secret's data that holds a value on its way to the one who took it, encrypted to that person.
+/// The key in a Secret's data that holds a claimed value, encrypted to the recipient, until it is delivered.
 pub const CLAIMED: &str = "claimed";
 
-/// How a sealed value is kept, and what became of it.
+/// The state of a sealed value.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Sealed {
-    /// Whether it can be seen once only.
+    /// Whether the value can be revealed once or several times.
     pub mode: RevealMode,
-    /// Whether a plain copy for workloads is beside it.
+    /// Whether the Secret also holds a plain copy for workloads.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
-    /// Who saw the value first; under one-time reveal, who took it.
+    /// The first granted reveal. Under one-time reveal, it removes the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
-    /// When it was erased, since nobody saw it in time.
+    /// The time at which the operator erased the value because it was not revealed in time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased_at: Option<Timestamp>,
 }
 
-/// The first granted request to see a value.
+/// The first granted reveal of a value.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
-    /// The uid of the KeyReveal. Empty if only the status knows of the claim, which has no room for it.
+    /// The uid of the KeyReveal. Empty if the claim is known only from the status, which has no field for it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// The user.
+    /// The user who revealed the value.
     pub by: String,
-    /// When.
+    /// The time of the claim.
     pub at: Timestamp,
 }
 
@@ -154,14 +154,15 @@ pub struct Claim {
 pub struct Entry {
     /// SHA-256 of the value, 64 hex digits.
     pub sha256: String,
-    /// When it was minted.
+    /// The time at which it was minted.
     pub minted_at: Timestamp,
-    /// Which value of its key it is, from 1; it only grows. 0 if an earlier version wrote it.
+    /// The number of the value among the values of its key. It starts at 1 and only increases. 0 in records of earlier
+    /// versions.
     #[serde(default)]
     pub generation: i64,
 }
 
-/// A replaced value that still works for a while.
+/// A replaced value that works until the end of its overlap.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Previous {

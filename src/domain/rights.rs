@@ -1,23 +1,23 @@
-//! The rights of people, as RBAC grants them, and how a request's need for them is written down.
+//! The rights that RBAC grants to users, and the rights that a request needs.
 //!
-//! Each permission of the catalogue is a right on a virtual resource, as `signers` are for certificates: verb `use`,
-//! group `keywright.dev`, resource `permissions`, resourceName the permission, in the team's namespace; each preset
-//! likewise as resource `presets`. A [`Need`] is pure; [`crate::access`] asks the cluster.
+//! Each permission of the catalog is a right on a virtual resource, as `signers` are for certificates: verb `use`,
+//! group `keywright.dev`, resource `permissions`, resourceName the permission, in the team's namespace. Presets are
+//! rights on resource `presets`. A [`Need`] is only data; [`crate::access`] asks the cluster.
 
 use std::{fmt, sync::Arc};
 
 use crate::api::{KeyType, LegacyKind};
 
-/// One right that the cluster can be asked for.
+/// A right that a SubjectAccessReview can check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Right {
     /// `use` of one permission.
     Permission(Arc<str>),
     /// `use` of every permission.
     EveryPermission,
-    /// `use` of one preset, and so of what is in it.
+    /// `use` of one preset, and so of its permissions.
     Preset(Arc<str>),
-    /// To act as a user.
+    /// To impersonate a user.
     Impersonate(Arc<str>),
     /// To read a Secret.
     ReadSecret(Arc<str>),
@@ -39,19 +39,19 @@ impl fmt::Display for Right {
     }
 }
 
-/// Which rights a request needs.
+/// The rights that a request needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Need {
     /// One right.
     Right(Right),
-    /// All of these; asked at once.
+    /// All of these, checked concurrently.
     All(Vec<Self>),
-    /// One of these; the next is asked for only if those before it are lacking, so that the common one comes first.
+    /// One of these. Each is checked only if the previous ones are lacking, so the most common one comes first.
     Any(Vec<Self>),
 }
 
 impl Need {
-    /// No right at all.
+    /// No right.
     pub const NOTHING: Self = Self::All(Vec::new());
 
     /// The right to use one permission.
@@ -60,7 +60,7 @@ impl Need {
         Self::Right(Right::Permission(name.into()))
     }
 
-    /// Whether the need is met by somebody of whom `has` knows the rights.
+    /// Whether a user meets the need. `has` returns whether the user has a right.
     pub fn is_met(&self, has: &mut impl FnMut(&Right) -> bool) -> bool {
         match self {
             Self::Right(right) => has(right),
@@ -69,7 +69,8 @@ impl Need {
         }
     }
 
-    /// The rights that are lacking, as few as say it: of alternatives, the first that is no more than one right.
+    /// The rights that a user lacks. Of alternatives, those of the first, or of the last if the first is
+    /// [`Right::EveryPermission`].
     pub fn missing(&self, has: &mut impl FnMut(&Right) -> bool) -> Vec<Right> {
         match self {
             Self::Right(right) if has(right) => vec![],
@@ -79,16 +80,16 @@ impl Need {
             Self::Any(needs) => {
                 let last = needs.last().map(|need| need.missing(has)).unwrap_or_default();
                 let first = needs.first().map(|need| need.missing(has)).unwrap_or_default();
-                // "preset Alerts" says more than its fourteen permissions; a list of permissions says more than
-                // "every permission".
+                // "preset Alerts" is a better message than its fourteen permissions; a list of permissions is a better
+                // message than "every permission".
                 if first == [Right::EveryPermission] { last } else { first }
             }
         }
     }
 }
 
-/// The permission to create, change and delete keys of a type (seed, "Permissions"); for legacy keys, the older
-/// permissions of the catalogue.
+/// The permission to create, change and delete keys of a type (docs/specification.md, "Permissions"). For legacy keys,
+/// a permission for their kind.
 #[must_use]
 pub const fn manage(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static str {
     match (legacy, key_type) {
@@ -100,7 +101,7 @@ pub const fn manage(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static s
     }
 }
 
-/// The permission to view keys of a type (seed, "Permissions").
+/// The permission to view keys of a type (docs/specification.md, "Permissions").
 #[must_use]
 pub const fn view(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static str {
     match (legacy, key_type) {
@@ -112,15 +113,15 @@ pub const fn view(key_type: KeyType, legacy: Option<LegacyKind>) -> &'static str
     }
 }
 
-/// To change every access policy, whatever the policy itself says (catalogue, permission 266). It is the way out of a
-/// policy that locks everybody out.
+/// The permission to change every access policy, whatever its rules are (docs/specification.md, "Permissions"). It
+/// allows the repair of a policy that locks out all groups.
 pub const UPDATE_ALL_POLICIES: &str = "access-policies:UpdateAll";
 
-/// To change the security settings (seed, "Security").
+/// The permission to change the security settings (docs/specification.md, "Security settings").
 pub const MANAGE_SETTINGS: &str = "team-api-keys-security-settings:Manage";
 
-/// The permissions of which one is needed to change the access policy of a key of a type. The seed gives Team keys the
-/// spelling of SendYourData keys; the described system's other sources give them one of their own: both count.
+/// The permissions to change the access policy of keys of a type; one of them is enough. For Team keys, sources of the
+/// modeled system disagree on the name, so both names count (docs/specification.md, "Permissions").
 #[must_use]
 pub const fn update_policy(key_type: KeyType) -> &'static [&'static str] {
     match key_type {
@@ -131,7 +132,7 @@ pub const fn update_policy(key_type: KeyType) -> &'static [&'static str] {
     }
 }
 
-/// As [`update_policy`], to read it.
+/// The permissions to read the access policy of keys of a type; one of them is enough.
 #[must_use]
 pub const fn read_policy(key_type: KeyType) -> &'static [&'static str] {
     match key_type {
@@ -146,7 +147,7 @@ pub const fn read_policy(key_type: KeyType) -> &'static [&'static str] {
     }
 }
 
-/// One of several permissions.
+/// The need for one of several permissions.
 #[must_use]
 pub fn any_permission(names: &[&str]) -> Need {
     Need::Any(names.iter().map(|name| Need::permission(name)).collect())

@@ -1,4 +1,4 @@
-//! Which values are sealed, how often a sealed value may be seen, and when one that nobody saw is erased.
+//! Sealed values: which values are sealed, how often a value may be revealed, and when an unrevealed value is erased.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -10,7 +10,8 @@ use crate::api::{
     ApiKeySpec, ApiKeyStatus, KeyType, Reveal, RevealMode, RevealState, SecuritySettingsSpec, Time, WorkloadSecrets,
 };
 
-/// How the first value of a key is kept; `None` for plain. A Personal key is for a person, so its value is never plain.
+/// How the first value of a key is stored; `None` for plain. The value of a Personal key is never plain, since the key
+/// is for a person and not for a workload.
 #[must_use]
 pub fn at_first(spec: &ApiKeySpec, settings: Option<&SecuritySettingsSpec>) -> Option<Sealed> {
     if spec.legacy.is_some() {
@@ -18,47 +19,47 @@ pub fn at_first(spec: &ApiKeySpec, settings: Option<&SecuritySettingsSpec>) -> O
     }
     let one_time = settings.and_then(|settings| settings.one_time_reveal).unwrap_or_default();
     match (one_time, spec.key_type) {
-        (true, _) => Some(fresh(RevealMode::OneTime, spec, settings)),
-        (false, KeyType::Personal) => Some(fresh(RevealMode::Sealed, spec, settings)),
+        (true, _) => Some(unrevealed(RevealMode::OneTime, spec, settings)),
+        (false, KeyType::Personal) => Some(unrevealed(RevealMode::Sealed, spec, settings)),
         (false, KeyType::SendYourData | KeyType::Team) => None,
     }
 }
 
-/// How the value after another is kept: as that was, whatever the settings say by now.
+/// How the value after a rotation is stored: in the mode of the previous one, whatever the settings are now.
 #[must_use]
 pub fn after(before: Option<&Sealed>, spec: &ApiKeySpec) -> Option<Sealed> {
     match before {
         Some(before) => Some(Sealed { claim: None, erased_at: None, ..before.clone() }),
         None if spec.key_type == KeyType::Personal && spec.legacy.is_none() => {
-            Some(fresh(RevealMode::Sealed, spec, None))
+            Some(unrevealed(RevealMode::Sealed, spec, None))
         }
         None => None,
     }
 }
 
-fn fresh(mode: RevealMode, spec: &ApiKeySpec, settings: Option<&SecuritySettingsSpec>) -> Sealed {
+fn unrevealed(mode: RevealMode, spec: &ApiKeySpec, settings: Option<&SecuritySettingsSpec>) -> Sealed {
     let allowed = settings.and_then(|settings| settings.workload_secrets) == Some(WorkloadSecrets::Allow);
     let plain = spec.key_type != KeyType::Personal && allowed;
     Sealed { mode, plain, claim: None, erased_at: None }
 }
 
 impl Sealed {
-    /// Whether the Secret still has the sealed value.
+    /// Whether the Secret still holds the sealed value.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.erased_at.is_none() && !(self.mode == RevealMode::OneTime && self.claim.is_some())
     }
 
-    /// Whether nobody can ever see the value.
+    /// Whether the value was erased without a plain copy.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.erased_at.is_some() && !self.plain
     }
 
-    /// What is believed of a sealed value: what the status says, which only the operator writes, and beyond that the
-    /// record. What was revealed or erased once can't become unrevealed by a change of the record.
+    /// Merges the state in the status, which only the operator writes, with the state in the record. The status takes
+    /// precedence: a change of the record can't make a revealed or erased value unrevealed.
     #[must_use]
-    pub fn believed(known: &Self, written: Option<&Self>) -> Self {
+    pub fn merge(known: &Self, written: Option<&Self>) -> Self {
         let Some(written) = written else { return known.clone() };
         let same = |claim: &&Claim| known.claim.as_ref().is_none_or(|k| k.by == claim.by && k.at == claim.at);
         Self {
@@ -69,7 +70,7 @@ impl Sealed {
         }
     }
 
-    /// What the status says of it.
+    /// The state in the form of the status.
     #[must_use]
     pub fn reveal(&self) -> Reveal {
         let (state, at) = match (self.erased_at, &self.claim) {
@@ -81,7 +82,7 @@ impl Sealed {
         Reveal { mode: self.mode, state, at: at.map(Time), by }
     }
 
-    /// What a status knows of it.
+    /// The state that a status contains.
     #[must_use]
     pub fn of(status: &ApiKeyStatus) -> Option<Self> {
         let reveal = status.reveal.as_ref()?;
@@ -97,7 +98,7 @@ impl Sealed {
     }
 }
 
-/// When the value of a record is erased, unless somebody sees it before.
+/// The time at which the value of a record is erased unless it is revealed before.
 #[must_use]
 pub fn erase_at(record: &Record, settings: Option<&SecuritySettingsSpec>) -> Option<Timestamp> {
     record.sealed.as_ref().filter(|sealed| sealed.claim.is_none() && sealed.is_kept())?;
@@ -111,16 +112,14 @@ mod tests {
     use super::*;
     use crate::{
         api::SecretRef,
-        domain::{
-            record::{Entry, Subject},
-            validate::tests::spec,
-        },
+        domain::record::{Entry, Subject},
+        test_support::key_spec as spec,
     };
 
     const PLAIN: Option<(RevealMode, bool)> = None;
     const SEALED: Option<(RevealMode, bool)> = Some((RevealMode::Sealed, false));
-    const ONCE: Option<(RevealMode, bool)> = Some((RevealMode::OneTime, false));
-    const ONCE_AND_PLAIN: Option<(RevealMode, bool)> = Some((RevealMode::OneTime, true));
+    const ONE_TIME: Option<(RevealMode, bool)> = Some((RevealMode::OneTime, false));
+    const ONE_TIME_AND_PLAIN: Option<(RevealMode, bool)> = Some((RevealMode::OneTime, true));
 
     fn settings(one_time: bool, workloads: Option<WorkloadSecrets>) -> SecuritySettingsSpec {
         SecuritySettingsSpec {
@@ -130,36 +129,36 @@ mod tests {
         }
     }
 
-    fn short(sealed: Option<Sealed>) -> Option<(RevealMode, bool)> {
+    fn mode_and_plain(sealed: Option<Sealed>) -> Option<(RevealMode, bool)> {
         sealed.map(|sealed| (sealed.mode, sealed.plain))
     }
 
     #[test]
-    fn a_first_value_is_kept_as_type_and_settings_say() {
+    fn type_and_settings_determine_how_the_first_value_is_stored() {
         use KeyType::{Personal, SendYourData, Team};
         let (allow, deny) = (Some(WorkloadSecrets::Allow), Some(WorkloadSecrets::Deny));
         for (key_type, settings, expected) in [
             (Team, None, PLAIN),
             (SendYourData, Some(settings(false, allow)), PLAIN),
-            (Team, Some(settings(true, None)), ONCE),
-            (Team, Some(settings(true, deny)), ONCE),
-            (SendYourData, Some(settings(true, allow)), ONCE_AND_PLAIN),
+            (Team, Some(settings(true, None)), ONE_TIME),
+            (Team, Some(settings(true, deny)), ONE_TIME),
+            (SendYourData, Some(settings(true, allow)), ONE_TIME_AND_PLAIN),
             (Personal, None, SEALED),
             (Personal, Some(settings(false, allow)), SEALED),
-            (Personal, Some(settings(true, allow)), ONCE),
+            (Personal, Some(settings(true, allow)), ONE_TIME),
         ] {
             let spec = spec(key_type, &["Alerts"], &[]);
             let kept = at_first(&spec, settings.as_ref());
-            assert_eq!(short(kept.clone()), expected, "{key_type:?} {settings:?}");
-            assert_eq!(short(after(kept.as_ref(), &spec)), expected, "a rotation keeps the mode");
+            assert_eq!(mode_and_plain(kept.clone()), expected, "{key_type:?} {settings:?}");
+            assert_eq!(mode_and_plain(after(kept.as_ref(), &spec)), expected, "a rotation keeps the mode");
         }
     }
 
     #[test]
-    fn settings_are_for_keys_created_afterwards() {
+    fn settings_do_not_change_how_the_values_of_existing_keys_are_stored() {
         let team = spec(KeyType::Team, &["Alerts"], &[]);
-        assert_eq!(short(after(None, &team)), PLAIN);
-        assert_eq!(short(after(None, &spec(KeyType::Personal, &["Alerts"], &[]))), SEALED, "never plain");
+        assert_eq!(mode_and_plain(after(None, &team)), PLAIN);
+        assert_eq!(mode_and_plain(after(None, &spec(KeyType::Personal, &["Alerts"], &[]))), SEALED, "a Personal key");
     }
 
     fn at(second: i64) -> Timestamp {
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_keeps_what_happened_to_a_value() {
+    fn the_status_keeps_reveal_and_erasure_against_changes_of_the_record() {
         let once = Sealed { mode: RevealMode::OneTime, plain: false, claim: None, erased_at: None };
         let claimed = Sealed { claim: Some(claim("u")), ..once.clone() };
         let erased = Sealed { erased_at: Some(at(6)), ..once.clone() };
@@ -190,16 +189,16 @@ mod tests {
             assert_eq!((known(sealed).plain, sealed.is_kept()), (sealed.plain, kept));
         }
         assert_eq!(Sealed::of(&ApiKeyStatus::default()), None);
-        assert_eq!(Sealed::believed(&known(&claimed), Some(&claimed)), claimed, "the uid is the record's");
-        assert_eq!(Sealed::believed(&known(&once), Some(&claimed)), claimed, "the status is behind");
-        assert!(Sealed::believed(&known(&claimed), Some(&once)).claim.is_some(), "a claim can't be taken back");
-        assert!(Sealed::believed(&known(&erased), Some(&once)).erased_at.is_some());
-        let softened = Sealed { mode: RevealMode::Sealed, ..once.clone() };
-        assert_eq!(Sealed::believed(&known(&once), Some(&softened)).mode, RevealMode::OneTime);
+        assert_eq!(Sealed::merge(&known(&claimed), Some(&claimed)), claimed, "the uid comes from the record");
+        assert_eq!(Sealed::merge(&known(&once), Some(&claimed)), claimed, "the record is newer than the status");
+        assert!(Sealed::merge(&known(&claimed), Some(&once)).claim.is_some(), "a claim can't be removed");
+        assert!(Sealed::merge(&known(&erased), Some(&once)).erased_at.is_some());
+        let weakened = Sealed { mode: RevealMode::Sealed, ..once.clone() };
+        assert_eq!(Sealed::merge(&known(&once), Some(&weakened)).mode, RevealMode::OneTime);
     }
 
     #[test]
-    fn what_nobody_saw_in_time_is_erased() {
+    fn only_sealed_unrevealed_values_are_erased() {
         let settings =
             SecuritySettingsSpec { erase_unrevealed_after: Some("1h".to_owned()), ..SecuritySettingsSpec::default() };
         let mut record = Record {
@@ -217,8 +216,8 @@ mod tests {
         assert_eq!(erase_at(&record, Some(&SecuritySettingsSpec::default())), None);
         assert_eq!(erase_at(&record, None), None);
         record.sealed.as_mut().unwrap().claim = Some(claim("u"));
-        assert_eq!(erase_at(&record, Some(&settings)), None, "somebody saw it");
+        assert_eq!(erase_at(&record, Some(&settings)), None, "the value was revealed");
         record.sealed = None;
-        assert_eq!(erase_at(&record, Some(&settings)), None, "it is plain");
+        assert_eq!(erase_at(&record, Some(&settings)), None, "the value is plain");
     }
 }

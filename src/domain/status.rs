@@ -1,24 +1,22 @@
-//! What the status of an ApiKey says, and which Events its change is worth.
+//! The status of an ApiKey and the Events for its changes.
 //!
-//! A status is a function of what is known. It holds no time that moves by itself, so that writing it once is
-//! enough: a controller that finds nothing to change writes nothing.
+//! The status is a function of the inputs of a reconciliation. It contains no time that advances by itself, so that a
+//! reconciliation without changes writes nothing.
 
 use jiff::Timestamp;
 
 use super::{
-    gates::KnownPolicy,
-    legacy::Obstacle,
+    inputs::Inputs,
     lifecycle::{self, Observed, Schedule, record_of_status},
     record::{Record, SEALED_VALUE, Sealed},
-    validate::{Grants, Rule, Verdict},
+    validate::{Grants, Rule, Validation},
 };
 use crate::api::{
-    ApiKey, ApiKeyStatus, Condition, KeyState, Reveal, RevealMode, RevealState, SecretRef, SecuritySettingsSpec, Time,
-    Token, creator_of_key,
+    ApiKey, ApiKeyStatus, Condition, KeyState, Reveal, RevealMode, RevealState, SecretRef, Time, Token, creator_of_key,
 };
 
-/// The Secret that a key writes to when its spec names none (the names of Coralogix's own operator, so that
-/// workloads need not change).
+/// The Secret of a key and the key in its data. The defaults are those of the Coralogix operator, so that workloads
+/// need no change (docs/specification.md, "Coralogix operator").
 #[must_use]
 pub fn secret_ref(key: &ApiKey) -> SecretRef {
     let template = key.spec.secret.as_ref();
@@ -30,54 +28,31 @@ pub fn secret_ref(key: &ApiKey) -> SecretRef {
     }
 }
 
-/// Where the value of a record is.
-fn place_of(key: &ApiKey, record: &Record) -> SecretRef {
-    let place = secret_ref(key);
+/// The Secret of a record and the key of the value in its data.
+fn value_ref_of(key: &ApiKey, record: &Record) -> SecretRef {
+    let default = secret_ref(key);
     match &record.sealed {
-        Some(sealed) if !sealed.plain => SecretRef { key: SEALED_VALUE.to_owned(), ..place },
-        _ => place,
+        Some(sealed) if !sealed.plain => SecretRef { key: SEALED_VALUE.to_owned(), ..default },
+        _ => default,
     }
 }
 
-/// What a reconciliation found out and did.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    /// The ApiKey, with the status as it was.
-    pub key: &'a ApiKey,
-    /// What the catalogue says of its spec.
-    pub verdict: &'a Verdict,
-    /// An older ApiKey that claims the same Secret.
-    pub rival: Option<&'a str>,
-    /// Its Secret, after what was done.
-    pub secret: &'a Observed,
-    /// The security settings of the namespace.
-    pub settings: Option<&'a SecuritySettingsSpec>,
-    /// The access policy that it refers to, if that exists.
-    pub policy: Option<&'a KnownPolicy>,
-    /// What keeps a legacy key from being imported.
-    pub import: Option<&'a Obstacle>,
-    /// What could not be done, if anything.
-    pub failure: Option<&'a Failure>,
-    /// The time.
-    pub now: Timestamp,
-}
-
-/// A write or read that failed; it is tried again.
+/// A failed read or write. The controller retries it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// A reason in CamelCase.
     pub reason: &'static str,
     /// A sentence without any value.
     pub message: String,
-    /// Whether it can succeed without a change by a person.
+    /// Whether a retry can succeed without a change by a user.
     pub passing: bool,
 }
 
-/// How a key is, before it is spread over state and conditions.
+/// The state of a key and the content of its Ready condition.
 struct Summary {
     state: KeyState,
     ready: bool,
-    /// Whether it will change without anybody doing something.
+    /// Whether the state changes without an action by a user.
     passing: bool,
     reason: &'static str,
     message: String,
@@ -85,35 +60,38 @@ struct Summary {
 
 /// Builds the status.
 #[must_use]
-pub fn build(facts: &Facts<'_>) -> ApiKeyStatus {
-    let Facts { key, verdict, now, .. } = *facts;
+pub fn build(inputs: &Inputs<'_>) -> ApiKeyStatus {
+    let Inputs { key, validation, now, .. } = *inputs;
     let old = key.status.as_ref();
     let schedule = Schedule::of(&key.spec);
-    // What could not be carried out is not yet so.
-    let known = match facts.secret {
-        Observed::Ours(held) if facts.failure.is_none() => Some(held.record.clone()),
+    // After a failure, the status keeps the record that it had.
+    let known = match inputs.secret {
+        Observed::Ours(owned) if inputs.failure.is_none() => Some(owned.record.clone()),
         _ => old.and_then(record_of_status),
     };
-    let summary = summarize(facts, &schedule, known.as_ref());
+    let summary = summarize(inputs, &schedule, known.as_ref());
     let generation = key.metadata.generation;
-    let grants = in_force(verdict, old, known.is_some(), facts.failure.is_some());
+    let grants = in_force(validation, old, known.is_some(), inputs.failure.is_some());
     let mut status = ApiKeyStatus {
-        // A status that could not be brought up to date must not claim to be.
-        observed_generation: if facts.failure.is_some() { old.and_then(|s| s.observed_generation) } else { generation },
+        // After a failure, the status does not yet reflect the spec of this generation.
+        observed_generation: if inputs.failure.is_some() {
+            old.and_then(|s| s.observed_generation)
+        } else {
+            generation
+        },
         state: Some(summary.state),
         presets: grants.presets.iter().map(ToString::to_string).collect(),
         permissions: grants.permissions.iter().map(ToString::to_string).collect(),
-        conditions: conditions(facts, &summary),
-        // The first stamp wins, so that whoever copies an object does not become its creator.
+        conditions: conditions(inputs, &summary),
         creator: creator_of_key(key),
-        // Somebody else writes it.
+        // The verifier writes this field.
         last_used_at: old.and_then(|old| old.last_used_at.clone()),
         ..ApiKeyStatus::default()
     };
     if let Some(record) = known {
         status.id = Some(record.current.id());
         status.created_at = Some(Time(record.created_at));
-        status.secret_ref = Some(place_of(key, &record));
+        status.secret_ref = Some(value_ref_of(key, &record));
         status.last_rotated_at = record.last_rotated_at.map(Time);
         status.next_rotation_at = schedule.next_rotation(record.current.minted_at).map(Time);
         status.tokens = tokens(&schedule, &record, now);
@@ -141,70 +119,52 @@ fn tokens(schedule: &Schedule, record: &Record, now: Timestamp) -> Vec<Token> {
     std::iter::once(current).chain(previous).collect()
 }
 
-/// What the key may do: what its spec asks for, once that is accepted. A spec that breaks a rule changes nothing:
-/// what was accepted before stays, less what left the catalogue. Nor does a key gain anything while a write of its Secret
-/// fails: a change that adds permissions may demand a rotation, and the value before must not get them.
-fn in_force(verdict: &Verdict, old: Option<&ApiKeyStatus>, minted: bool, failed: bool) -> Grants {
-    if verdict.problems.is_empty() && !failed {
-        return if minted { verdict.grants.clone() } else { Grants::default() };
+/// The grants in force. An accepted spec determines them. A spec that violates a rule adds nothing: the previous grants
+/// that it still lists and that are in the catalog stay. A failed write of the Secret adds nothing either: added
+/// permissions may require a rotation, and the previous value must not get them.
+fn in_force(validation: &Validation, old: Option<&ApiKeyStatus>, minted: bool, failed: bool) -> Grants {
+    if validation.problems.is_empty() && !failed {
+        return if minted { validation.grants.clone() } else { Grants::default() };
     }
-    let keep = |old: &[String], asked: &[std::sync::Arc<str>]| {
-        asked.iter().filter(|name| old.iter().any(|o| **o == ***name)).cloned().collect()
+    let keep = |old: &[String], requested: &[std::sync::Arc<str>]| {
+        requested.iter().filter(|name| old.iter().any(|o| **o == ***name)).cloned().collect()
     };
     old.map_or_else(Grants::default, |old| Grants {
-        presets: keep(&old.presets, &verdict.grants.presets),
-        permissions: keep(&old.permissions, &verdict.grants.permissions),
+        presets: keep(&old.presets, &validation.grants.presets),
+        permissions: keep(&old.permissions, &validation.grants.permissions),
     })
 }
 
-fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> Summary {
-    let Facts { key, verdict, rival, secret, settings, import, failure, now, .. } = *facts;
-    let place = known.map_or_else(|| secret_ref(key), |record| place_of(key, record));
+fn summarize(inputs: &Inputs<'_>, schedule: &Schedule, known: Option<&Record>) -> Summary {
+    let Inputs { key, validation, conflicting_claim, secret, settings, import, failure, now, .. } = *inputs;
+    let value_ref = known.map_or_else(|| secret_ref(key), |record| value_ref_of(key, record));
+    let secret_name = &value_ref.name;
     let minted = known.is_some();
     let sealed = known.and_then(|record| record.sealed.as_ref());
     let erased = sealed.is_some_and(Sealed::is_lost);
-    let lost = minted
-        && match secret {
-            Observed::Missing | Observed::Foreign { .. } => true,
-            Observed::Ours(held) => erased || !held.intact,
-            // Nobody looks only while all was well; a failed look leaves what was known.
-            Observed::NotRead => erased || key.status.as_ref().and_then(|s| s.state) == Some(KeyState::Lost),
-        };
+    let lost = minted && is_lost(inputs, erased);
     let unused = known
         .and_then(|record| lifecycle::unused_at(settings, key.status.as_ref(), record))
         .is_some_and(|at| at <= now);
-    let state = if minted {
-        match () {
-            () if schedule.expired(now) => KeyState::Expired,
-            () if !schedule.active || unused => KeyState::Inactive,
-            () if lost => KeyState::Lost,
-            () => KeyState::Active,
-        }
-    } else if schedule.expired(now) && verdict.problems.is_empty() {
-        KeyState::Expired
-    } else if verdict.problems.iter().any(|p| p.rule != Rule::CatalogMissing) || import.is_some_and(|i| !i.passing) {
-        KeyState::Rejected
-    } else {
-        KeyState::Pending
-    };
+    let state = if minted { minted_state(schedule, unused, lost, now) } else { unminted_state(inputs, schedule) };
     let summary = |ready, passing, reason, message| Summary { state, ready, passing, reason, message };
 
     if let Some(failure) = failure {
         return summary(false, failure.passing, failure.reason, failure.message.clone());
     }
     if let Observed::Foreign { reason, why, passing } = secret {
-        let message = format!("Secret {} was left alone: {why}", place.name);
+        let message = format!("Secret {secret_name} was not accepted: {why}");
         return summary(false, *passing, reason, message);
     }
-    if let (false, Some(rival)) = (minted, rival) {
+    if let (false, Some(conflicting_claim)) = (minted, conflicting_claim) {
         let message = format!(
-            "ApiKey {rival} is older and writes to Secret {}: choose another spec.secret.name in a new ApiKey",
-            place.name
+            "ApiKey {conflicting_claim} is older and writes to Secret {secret_name}: choose another spec.secret.name \
+             in a new ApiKey"
         );
         return summary(false, false, "SecretConflict", message);
     }
-    if let Some(first) = verdict.problems.first() {
-        let all: Vec<_> = verdict.problems.iter().map(ToString::to_string).collect();
+    if let Some(first) = validation.problems.first() {
+        let all: Vec<_> = validation.problems.iter().map(ToString::to_string).collect();
         return summary(false, first.rule == Rule::CatalogMissing, first.rule.reason(), all.join("; "));
     }
     if let Some(obstacle) = import {
@@ -213,73 +173,103 @@ fn summarize(facts: &Facts<'_>, schedule: &Schedule, known: Option<&Record>) -> 
     let legacy = key.spec.legacy.is_some();
     if lost && state != KeyState::Expired {
         if erased && matches!(secret, Observed::Ours(_) | Observed::NotRead) {
-            let message = "the value was erased, since nobody revealed it in time: set spec.rotation.requestedAt to the current time to mint a new one";
+            let message = "the value was erased because it was not revealed in time: set spec.rotation.requestedAt to \
+                           the current time to mint a new one";
             return summary(false, false, "ValueErased", message.to_owned());
         }
-        let (reason, message) = loss(matches!(secret, Observed::Ours(_)), legacy, &place);
+        let (reason, message) = lost_value(matches!(secret, Observed::Ours(_)), legacy, &value_ref);
         return summary(false, false, reason, message);
     }
     match state {
         KeyState::Expired => {
             let at = key.spec.expires_at.as_deref().unwrap_or_default();
-            summary(false, false, "Expired", format!("expired at {at}: move spec.expiresAt to use the key again"))
+            let message = format!("expired at {at}: set a later spec.expiresAt to use the key again");
+            summary(false, false, "Expired", message)
         }
         KeyState::Inactive if unused && schedule.active => {
-            let way = if legacy {
+            let fix = if legacy {
                 "a legacy key can't be minted: replace it by a custom key, or raise the limit"
             } else {
                 "set spec.rotation.requestedAt to the current time to mint a new value"
             };
-            let message =
-                format!("not used for as long as limits.deactivateUnusedAfter of the SecuritySettings: {way}");
+            let message = format!("not used within limits.deactivateUnusedAfter of the SecuritySettings: {fix}");
             summary(false, false, "Unused", message)
         }
         KeyState::Inactive => {
-            summary(true, false, "Inactive", "inactive, as spec.active asks; the value is kept".to_owned())
+            summary(true, false, "Inactive", "inactive because spec.active is false; the value is kept".to_owned())
         }
-        KeyState::Active => summary(true, false, "Active", whereabouts(sealed, &place)),
+        KeyState::Active => summary(true, false, "Active", value_location(sealed, &value_ref)),
         KeyState::Pending if lifecycle::awaits_secret(key, now) => {
             let message = format!(
-                "the ApiKey was restored from a backup, and Secret {} was not yet: restore the Secret, or set \
-                 spec.rotation.requestedAt to the current time to mint a new value",
-                place.name
+                "the ApiKey was restored from a backup without Secret {secret_name}: restore the Secret, or set \
+                 spec.rotation.requestedAt to the current time to mint a new value"
             );
             summary(false, false, "WaitingForSecret", message)
         }
         KeyState::Pending | KeyState::Rejected | KeyState::Lost => {
-            summary(false, true, "Minting", format!("the value is being written to Secret {}", place.name))
+            summary(false, true, "Minting", format!("the value is being written to Secret {secret_name}"))
         }
     }
 }
 
-/// What became of the value: it was changed in its Secret, or is gone with it.
-fn loss(changed: bool, legacy: bool, place: &SecretRef) -> (&'static str, String) {
-    let SecretRef { name, key } = place;
+/// Whether the value of a minted key is missing.
+fn is_lost(inputs: &Inputs<'_>, erased: bool) -> bool {
+    match inputs.secret {
+        Observed::Missing | Observed::Foreign { .. } => true,
+        Observed::Ours(owned) => erased || !owned.intact,
+        // The Secret is not read while nothing is wrong, or the read failed: the state stays.
+        Observed::NotRead => erased || inputs.key.status.as_ref().and_then(|s| s.state) == Some(KeyState::Lost),
+    }
+}
+
+fn minted_state(schedule: &Schedule, unused: bool, lost: bool, now: Timestamp) -> KeyState {
+    match () {
+        () if schedule.expired(now) => KeyState::Expired,
+        () if !schedule.active || unused => KeyState::Inactive,
+        () if lost => KeyState::Lost,
+        () => KeyState::Active,
+    }
+}
+
+fn unminted_state(inputs: &Inputs<'_>, schedule: &Schedule) -> KeyState {
+    let Inputs { validation, import, now, .. } = *inputs;
+    if schedule.expired(now) && validation.problems.is_empty() {
+        KeyState::Expired
+    } else if validation.problems.iter().any(|p| p.rule != Rule::CatalogMissing) || import.is_some_and(|i| !i.passing) {
+        KeyState::Rejected
+    } else {
+        KeyState::Pending
+    }
+}
+
+/// The reason and message for a key whose value was changed in its Secret or whose Secret is missing.
+fn lost_value(changed: bool, legacy: bool, value_ref: &SecretRef) -> (&'static str, String) {
+    let SecretRef { name, key } = value_ref;
     let message = match (changed, legacy) {
         (true, false) => format!(
             "key {key} of Secret {name} no longer holds the value that was minted: set spec.rotation.requestedAt \
              to the current time to mint a new one"
         ),
         (false, false) => format!(
-            "Secret {name} is gone and the value can't be restored: bring the Secret back, or set \
+            "Secret {name} does not exist, and the operator has no copy of the value: restore the Secret, or set \
              spec.rotation.requestedAt to the current time to mint a new value"
         ),
         (true, true) => format!(
-            "key {key} of Secret {name} no longer holds the value that was imported: bring that value back; a legacy \
-             key can't be minted, so for a new value replace it by a custom key"
+            "key {key} of Secret {name} no longer holds the value that was imported: restore that value; a legacy key \
+             can't be minted, so for a new value replace it by a custom key"
         ),
         (false, true) => format!(
-            "Secret {name} is gone: bring it back with the value that was imported; a legacy key can't be minted, so \
-             for a new value replace it by a custom key"
+            "Secret {name} has no key {key}, or does not exist: restore it with the value that was imported; a legacy \
+             key can't be minted, so for a new value replace it by a custom key"
         ),
     };
     (if changed { "SecretValueChanged" } else { "SecretLost" }, message)
 }
 
-/// Where the value of a key that works is, and how to see it.
-fn whereabouts(sealed: Option<&Sealed>, place: &SecretRef) -> String {
+/// The location of the value of an active key, and how to view it.
+fn value_location(sealed: Option<&Sealed>, value_ref: &SecretRef) -> String {
     let Some(sealed) = sealed else {
-        return format!("the value is in Secret {}, key {}", place.name, place.key);
+        return format!("the value is in Secret {}, key {}", value_ref.name, value_ref.key);
     };
     let Reveal { mode, state, by, .. } = sealed.reveal();
     match (mode, state, by) {
@@ -289,13 +279,13 @@ fn whereabouts(sealed: Option<&Sealed>, place: &SecretRef) -> String {
         (RevealMode::OneTime, RevealState::Revealed, by) => {
             format!("the value was revealed to {}, and can't be revealed again", by.unwrap_or_default())
         }
-        (_, RevealState::Erased, _) => "the sealed value was erased, since nobody revealed it in time".to_owned(),
+        (_, RevealState::Erased, _) => "the sealed value was erased because it was not revealed in time".to_owned(),
         (RevealMode::Sealed, ..) => "the value is sealed: kubectl keywright reveal shows it".to_owned(),
     }
 }
 
-fn conditions(facts: &Facts<'_>, summary: &Summary) -> Vec<Condition> {
-    let problems = &facts.verdict.problems;
+fn conditions(inputs: &Inputs<'_>, summary: &Summary) -> Vec<Condition> {
+    let problems = &inputs.validation.problems;
     let (accepted, reason) = problems.first().map_or(("True", "Accepted"), |p| ("False", p.rule.reason()));
     let message = if problems.is_empty() {
         "every preset and permission is known".to_owned()
@@ -305,8 +295,8 @@ fn conditions(facts: &Facts<'_>, summary: &Summary) -> Vec<Condition> {
     let ready = if summary.ready { "True" } else { "False" };
     let mut wanted =
         vec![("Ready", ready, summary.reason, summary.message.clone()), ("Accepted", accepted, reason, message)];
-    if let Some(reference) = &facts.key.spec.access_policy_ref {
-        wanted.push(match facts.policy {
+    if let Some(reference) = &inputs.key.spec.access_policy_ref {
+        wanted.push(match inputs.policy {
             Some(_) => {
                 ("PolicyAccepted", "True", "PolicyFound", format!("AccessPolicy {} is in force", reference.name))
             }
@@ -318,10 +308,10 @@ fn conditions(facts: &Facts<'_>, summary: &Summary) -> Vec<Condition> {
         let kind = if summary.passing { "Reconciling" } else { "Stalled" };
         wanted.push((kind, "True", summary.reason, summary.message.clone()));
     }
-    let old = facts.key.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let old = inputs.key.status.as_ref().map_or(&[][..], |s| &s.conditions);
     wanted
         .into_iter()
-        .map(|(kind, status, reason, message)| condition(old, kind, status, reason, &message, facts))
+        .map(|(kind, status, reason, message)| condition(old, kind, status, reason, &message, inputs))
         .collect()
 }
 
@@ -329,16 +319,23 @@ const POLICY_NOT_FOUND: &str = "PolicyNotFound";
 
 fn policy_not_found(name: &str) -> String {
     format!(
-        "AccessPolicy {name} does not exist, so nobody may view or manage the key: create it, or name another under \
+        "AccessPolicy {name} does not exist, so no user may view or manage the key: create it, or name another in \
          spec.accessPolicyRef"
     )
 }
 
-fn condition(old: &[Condition], kind: &str, status: &str, reason: &str, message: &str, facts: &Facts<'_>) -> Condition {
-    merge_condition(old, kind, status, reason, message, facts.key.metadata.generation, facts.now)
+fn condition(
+    old: &[Condition],
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    inputs: &Inputs<'_>,
+) -> Condition {
+    merge_condition(old, kind, status, reason, message, inputs.key.metadata.generation, inputs.now)
 }
 
-/// A condition that keeps its transition time unless its status flips.
+/// Builds a condition. It keeps its transition time unless its status changes.
 #[must_use]
 pub fn merge_condition(
     old: &[Condition],
@@ -349,47 +346,49 @@ pub fn merge_condition(
     generation: Option<i64>,
     now: Timestamp,
 ) -> Condition {
-    const LONGEST_MESSAGE: usize = 2048;
+    const MAX_MESSAGE_CHARS: usize = 2048;
     let since = old.iter().find(|c| c.type_ == kind && c.status == status).map(|c| c.last_transition_time.clone());
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
-        message: message.chars().take(LONGEST_MESSAGE).collect(),
+        message: message.chars().take(MAX_MESSAGE_CHARS).collect(),
         observed_generation: generation,
         last_transition_time: since.unwrap_or(Time(now)),
     }
 }
 
-/// Something worth an Event.
+/// The content of an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Whether somebody should look at it.
+    /// Whether the type of the Event is Warning.
     pub warning: bool,
-    /// The reason, in CamelCase; one of a fixed few.
+    /// The reason, in CamelCase, from a fixed set.
     pub reason: &'static str,
-    /// What happened, without any value.
+    /// The message, without any value.
     pub message: String,
 }
 
-/// The Events that the change from one status to the next is worth.
+/// The Events for the change from one status to the next.
 #[must_use]
 pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -> Vec<Note> {
     let mut notes = vec![];
     let mut note = |warning, reason, message| notes.push(Note { warning, reason, message });
-    let place = new.secret_ref.as_ref().map(|s| s.name.as_str()).unwrap_or_default();
+    let secret = new.secret_ref.as_ref().map(|s| s.name.as_str()).unwrap_or_default();
     let id = new.id.as_deref().unwrap_or_default();
     match (old.and_then(|s| s.id.as_deref()), new.id.as_deref()) {
-        (None, Some(_)) if minted_now => note(false, "Minted", format!("{id} minted and written to Secret {place}")),
+        (None, Some(_)) if minted_now => {
+            note(false, "Minted", format!("{id} was minted and written to Secret {secret}"));
+        }
         (None, Some(_)) => {
-            note(false, "Adopted", format!("{id} found in Secret {place}; the status was rebuilt from it"));
+            note(false, "Adopted", format!("{id} was found in Secret {secret}; the status was rebuilt from it"));
         }
         (Some(before), Some(after)) if before != after => {
             let until = match new.tokens.get(1).and_then(|t| t.expires_at.as_ref()) {
                 Some(end) => format!("{before} works until {}", end.0),
                 None => format!("{before} is revoked"),
             };
-            note(false, "Rotated", format!("{id} minted and written to Secret {place}; {until}"));
+            note(false, "Rotated", format!("{id} was minted and written to Secret {secret}; {until}"));
         }
         _ => {}
     }
@@ -403,13 +402,13 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
     let unused = condition(new, "Ready").is_some_and(|c| c.reason == "Unused");
     let is_erased = |status: &ApiKeyStatus| status.reveal.as_ref().is_some_and(|r| r.state == RevealState::Erased);
     if is_erased(new) && !old.is_some_and(is_erased) {
-        note(true, "ValueErased", format!("the sealed value of {id} was erased: nobody revealed it in time"));
+        note(true, "ValueErased", format!("the sealed value of {id} was erased because it was not revealed in time"));
     }
     let state_before = old.and_then(|s| s.state);
     if state_before != new.state {
         match (state_before, new.state) {
             (Some(KeyState::Active | KeyState::Expired | KeyState::Lost), Some(KeyState::Inactive)) if !unused => {
-                note(false, "Deactivated", format!("{id} is refused until active again"));
+                note(false, "Deactivated", format!("{id} is rejected until the ApiKey is active again"));
             }
             (_, Some(KeyState::Expired)) => note(true, "Expired", format!("{id} has expired").trim().to_owned()),
             (Some(KeyState::Inactive | KeyState::Expired | KeyState::Lost), Some(KeyState::Active)) => {
@@ -437,7 +436,7 @@ pub fn notes(old: Option<&ApiKeyStatus>, new: &ApiKeyStatus, minted_now: bool) -
     notes
 }
 
-/// The reasons of warning Events: a fixed set, since reasons are what people and alerts filter by.
+/// The reasons of warning Events. The set is fixed, since users and alerts filter by reason.
 const WARNINGS: [&str; 21] = [
     "Unused",
     "DigestInUse",

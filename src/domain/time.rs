@@ -1,11 +1,11 @@
-//! Times as a spec has them: RFC 3339 texts.
+//! Times in a spec: RFC 3339 texts.
 
 use jiff::{Timestamp, fmt::temporal::Pieces};
 
 /// Reads a time. `None` if it does not exist, such as the 30th of February.
 ///
-/// RFC 3339 knows times up to `9999-12-31T23:59:59Z`, and Kubernetes takes them; [`Timestamp`] ends a day earlier, so that
-/// each of its times exists in every time zone. What lies between the two is read as [`Timestamp::MAX`].
+/// RFC 3339 and Kubernetes accept times up to `9999-12-31T23:59:59Z`. [`Timestamp`] ends a day earlier, so that each of
+/// its times exists in every time zone. Times between the two are read as [`Timestamp::MAX`].
 #[must_use]
 pub fn parse(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| {
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_beyond_the_last_timestamp_is_the_last_timestamp() {
+    fn times_after_the_last_timestamp_are_read_as_the_last_timestamp() {
         for text in [
             "9999-12-31T23:59:59Z",
             "9999-12-31T23:59:59.999999999Z",
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_read_as_ever() {
+    fn times_with_an_offset_are_read_and_invalid_times_are_none() {
         assert_eq!(parse("1970-01-01T01:00:00+01:00"), Some(Timestamp::UNIX_EPOCH));
         for text in [
             "",

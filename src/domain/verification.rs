@@ -1,46 +1,46 @@
-//! Whether a value works, and what somebody is told whose request may not pass.
+//! Whether a value works, and the reasons for which the verifier rejects a request.
 //!
-//! The verifier, and whoever exports digests, ask [`standing`]: what an ApiKey allows its values, by its spec as it is
-//! now and by its status. The spec alone can only ever take away, at once and also while the operator is down; what it
-//! adds counts when the operator has accepted it.
+//! The verifier and the export of digests use [`standing`], which combines the current spec of an ApiKey with its
+//! status. Restrictions in the spec apply at once, also while the operator is down. Additions apply after the operator
+//! has accepted them.
 
 use jiff::Timestamp;
 
 use super::{key::Digest, lifecycle::Schedule};
 use crate::api::{ApiKey, KeyState};
 
-/// What an ApiKey allows its values.
+/// Whether the values of an ApiKey work, and with which grants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing<'a> {
-    /// Whether its values work at all, whatever the time.
+    /// Whether its values work, apart from their expiry.
     pub active: bool,
     /// Its values: the current one first, then the one in overlap.
-    pub values: Vec<Value>,
+    pub values: Vec<StandingValue>,
     /// The presets in force.
     pub presets: Vec<&'a str>,
-    /// The individual permissions in force; of a legacy key, all of them.
+    /// The individual permissions in force. For a legacy key, all its permissions.
     pub permissions: Vec<&'a str>,
 }
 
 /// One value of an ApiKey, by its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value {
+pub struct StandingValue {
     /// The digest.
     pub digest: Digest,
-    /// When it was minted or imported, in seconds since 1970.
+    /// The time at which it was minted or imported, in seconds since 1970.
     pub minted: u32,
-    /// When it ends.
+    /// The time from which it no longer works.
     pub ends: Option<Timestamp>,
 }
 
-/// Which of several ApiKeys that name one digest owns it: the first in this order. That is the one for which the operator
-/// wrote the digest first, by `status.tokens[].mintedAt`; only the operator writes that, while the age of an object is
-/// anybody's choice, as is its name.
+/// The order of ApiKeys that list the same digest: the first owns it. That is the ApiKey for which the operator wrote
+/// the digest first, by `status.tokens[].mintedAt`. Only the operator writes that field, while users choose the name of
+/// an object and the time of its creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Precedence<'a> {
-    /// When the value was minted or imported, in seconds since 1970: see [`Value`].
+    /// See [`StandingValue::minted`].
     pub minted: u32,
-    /// When the ApiKey was created: see [`created`].
+    /// See [`created`].
     pub created: u32,
     /// The namespace of the ApiKey.
     pub namespace: &'a str,
@@ -48,18 +48,18 @@ pub struct Precedence<'a> {
     pub name: &'a str,
 }
 
-/// When an ApiKey was created, in seconds since 1970. One without a time is as young as can be.
+/// The creation time of an ApiKey, in seconds since 1970. `u32::MAX` if it has none.
 #[must_use]
 pub fn created(key: &ApiKey) -> u32 {
     key.metadata.creation_timestamp.as_ref().map_or(u32::MAX, |time| seconds(time.0))
 }
 
-/// Seconds since 1970 for an order in time: a time beyond what four bytes hold is the last of all, and never the first.
+/// Seconds since 1970. A time beyond `u32` is `u32::MAX`, so that it comes last in an order by time.
 fn seconds(time: Timestamp) -> u32 {
     u32::try_from(time.as_second().max(0)).unwrap_or(u32::MAX)
 }
 
-/// What an ApiKey allows its values. A digest that can't be read is left out: it works for nobody.
+/// Computes the standing of an ApiKey. Invalid digests are left out.
 #[must_use]
 pub fn standing(key: &ApiKey) -> Standing<'_> {
     let spec = &key.spec;
@@ -67,63 +67,64 @@ pub fn standing(key: &ApiKey) -> Standing<'_> {
     let schedule = Schedule::of(spec);
     let minted_at = status.tokens.first().map(|token| token.minted_at.0);
     let values = status.tokens.iter().enumerate().filter_map(|(at, token)| {
-        // What a shorter overlap revokes is revoked before the operator has written it down.
+        // A shorter overlap in the spec applies before the operator has updated the status.
         let overlap =
             minted_at.filter(|_| at > 0).map(|minted| minted.checked_add(schedule.overlap).unwrap_or(Timestamp::MAX));
-        // Of an expired key whose end nobody knows, this much is known.
+        // The state is Expired, but the status has no end.
         let expired = (status.state == Some(KeyState::Expired) && token.expires_at.is_none()).then_some(Timestamp::MIN);
         let ends = [token.expires_at.as_ref().map(|end| end.0), schedule.expires_at, overlap, expired];
         let digest = Digest::parse(&token.sha256)?;
-        Some(Value { digest, minted: seconds(token.minted_at.0), ends: ends.into_iter().flatten().min() })
+        Some(StandingValue { digest, minted: seconds(token.minted_at.0), ends: ends.into_iter().flatten().min() })
     });
     Standing {
-        // Expired is not told from the state, which is as old as the status, but from the time.
+        // Expiry depends on the current time, not on the state, which is as old as the status.
         active: schedule.active
             && key.metadata.deletion_timestamp.is_none()
             && matches!(status.state, Some(KeyState::Active | KeyState::Lost | KeyState::Expired)),
         values: values.collect(),
-        presets: still_asked(&status.presets, &spec.presets),
+        presets: still_requested(&status.presets, &spec.presets),
         permissions: match spec.legacy {
-            // They come from the catalogue; its spec has none to take away.
+            // Its permissions come from the catalog, not from the spec.
             Some(_) => status.permissions.iter().map(String::as_str).collect(),
-            None => still_asked(&status.permissions, &spec.permissions),
+            None => still_requested(&status.permissions, &spec.permissions),
         },
     }
 }
 
-/// The names in force that the spec still asks for. Both are nearly always in the same order.
-fn still_asked<'a>(in_force: &'a [String], asked: &[String]) -> Vec<&'a str> {
+/// The names in force that the spec still requests. Both lists usually have the same order, so equal positions are
+/// compared first.
+fn still_requested<'a>(in_force: &'a [String], requested: &[String]) -> Vec<&'a str> {
     let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
-    let still = |(at, name): &(usize, &'a String)| {
-        asked.get(*at).is_some_and(|a| same(a, name)) || asked.iter().any(|a| same(a, name))
+    let is_requested = |(index, name): &(usize, &'a String)| {
+        requested.get(*index).is_some_and(|r| same(r, name)) || requested.iter().any(|r| same(r, name))
     };
-    in_force.iter().enumerate().filter(still).map(|(_, name)| name.as_str()).collect()
+    in_force.iter().enumerate().filter(is_requested).map(|(_, name)| name.as_str()).collect()
 }
 
-/// Why a request may not pass.
+/// The reason why the verifier rejects a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// It carries no key.
+    /// The request has no key.
     NoKey,
-    /// It carries more than one key.
+    /// The request has more than one key.
     SeveralKeys,
-    /// What it carries looks like a key and is damaged.
+    /// The value is a damaged or wrongly encoded key.
     Malformed,
-    /// No key has this value, or has it any longer.
+    /// No key has this value, or no longer.
     Unknown,
-    /// The key is deactivated, or is being deleted.
+    /// The key is inactive or is being deleted.
     Inactive,
     /// The key, or this value of it, has expired.
     Expired,
-    /// The route is not for keys of this namespace.
+    /// The route does not accept keys of this namespace.
     OtherTeam,
     /// The key lacks a permission that the route needs.
     LacksPermission,
-    /// The route's configuration can't be followed.
+    /// The route's configuration is invalid.
     Misconfigured,
-    /// Not every key is known yet.
+    /// The verifier has not yet read all keys.
     NotSynced,
-    /// What is known is too old.
+    /// The data of the verifier is too old.
     Stale,
 }
 
@@ -143,7 +144,7 @@ impl Reason {
         Self::Stale,
     ];
 
-    /// The status code of the answer (RFC 6750, section 3.1; 503 while nobody can know).
+    /// The HTTP status code (RFC 6750, section 3.1). 503 while the verifier can't decide.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -154,14 +155,14 @@ impl Reason {
         }
     }
 
-    /// The error code of the challenge (RFC 6750, section 3.1). None where the key is not what is wrong.
+    /// The error code of the challenge (RFC 6750, section 3.1). `None` if the key is not the problem.
     #[must_use]
     pub const fn error(self) -> Option<&'static str> {
         match self {
             Self::SeveralKeys => Some("invalid_request"),
             Self::Malformed | Self::Unknown | Self::Inactive | Self::Expired => Some("invalid_token"),
             Self::OtherTeam | Self::LacksPermission | Self::Misconfigured => Some("insufficient_scope"),
-            // A request without a key is not told of errors (RFC 6750, section 3).
+            // The answer to a request without a key has no error code (RFC 6750, section 3.1).
             Self::NoKey | Self::NotSynced | Self::Stale => None,
         }
     }
@@ -189,7 +190,7 @@ impl Reason {
 mod tests {
     use super::*;
     use crate::api::{ApiKeySpec, ApiKeyStatus, KeyType, Rotation, Time, Token};
-    use crate::domain::validate::tests::spec;
+    use crate::test_support::key_spec as spec;
 
     const HOUR: i64 = 3600;
 
@@ -208,7 +209,7 @@ mod tests {
         }
     }
 
-    /// A key in the middle of a rotation: minted anew at 100 h, the old value lives until 124 h.
+    /// A key during the overlap of a rotation: minted at 100 h, the previous value works until 124 h.
     fn key(change: impl FnOnce(&mut ApiKeySpec, &mut ApiKeyStatus)) -> ApiKey {
         let mut key = ApiKey::new("k", spec(KeyType::Team, &["Alerts"], &["a:Read", "b:Read"]));
         let mut status = ApiKeyStatus {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn both_values_of_a_rotation_work_each_until_its_end() {
+    fn both_values_of_a_rotation_work_until_their_ends() {
         let key = key(|_, _| {});
         let standing = standing(&key);
         assert!(standing.active);
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_spec_takes_away_before_the_operator_has_said_so() {
+    fn restrictions_in_the_spec_apply_before_the_status_changes() {
         let expires = |hour: i64| Some(at(hour * HOUR).to_string());
         assert!(!standing(&key(|spec, _| spec.active = Some(false))).active);
         assert_eq!(ends(&key(|spec, _| spec.expires_at = expires(110))), [Some(110), Some(110)]);
@@ -246,19 +247,19 @@ mod tests {
         let overlap = |text: &str| Some(Rotation { overlap: Some(text.to_owned()), ..Rotation::default() });
         assert_eq!(ends(&key(|spec, _| spec.rotation = overlap("1h"))), [None, Some(101)]);
         assert_eq!(ends(&key(|spec, _| spec.rotation = overlap("0s"))), [None, Some(100)]);
-        assert_eq!(ends(&key(|spec, _| spec.rotation = overlap("90h"))), [None, Some(124)], "never longer");
-        let poorer = key(|spec, _| {
+        assert_eq!(ends(&key(|spec, _| spec.rotation = overlap("90h"))), [None, Some(124)], "not extended");
+        let reduced = key(|spec, _| {
             spec.presets.clear();
             spec.permissions = vec!["B:READ".to_owned(), "c:Read".to_owned()];
         });
-        assert_eq!(standing(&poorer).presets, Vec::<&str>::new());
-        assert_eq!(standing(&poorer).permissions, ["b:Read"], "in any case; what was not accepted does not count");
-        // A time that can't be read must not keep a key alive.
+        assert_eq!(standing(&reduced).presets, Vec::<&str>::new());
+        assert_eq!(standing(&reduced).permissions, ["b:Read"], "in any case, and only accepted permissions");
+        // An invalid expiry is in the past.
         assert!(ends(&key(|spec, _| spec.expires_at = Some("soon".to_owned())))[0].unwrap() < 0);
     }
 
     #[test]
-    fn the_state_takes_away_what_the_spec_does_not_know() {
+    fn only_active_and_lost_keys_that_are_not_being_deleted_are_active() {
         let in_state = |state| standing(&key(|_, status| status.state = state)).active;
         for state in [KeyState::Active, KeyState::Lost] {
             assert!(in_state(Some(state)), "{state:?}");
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_that_was_moved_counts_when_the_operator_has_seen_it() {
+    fn a_later_expiry_applies_after_the_operator_has_updated_the_status() {
         let moved = |token_end| {
             key(|spec, status| {
                 spec.expires_at = Some(at(500 * HOUR).to_string());
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_that_cant_be_read_works_for_nobody() {
+    fn invalid_digests_are_left_out() {
         for sha256 in ["", "zz", &"g".repeat(64), &"a".repeat(63), &"A".repeat(64), &"é".repeat(32)] {
             let key = key(|_, status| status.tokens[0].sha256 = sha256.to_owned());
             assert_eq!(standing(&key).values.len(), 1, "{sha256}");
@@ -296,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_has_a_name_and_a_code_of_its_own() {
+    fn reasons_have_unique_names_and_an_error_code_if_the_key_is_the_problem() {
         let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
         for reason in Reason::ALL {
             assert_eq!(reason.name(), format!("{reason:?}"));
-            let of_a_key = matches!(reason.status(), 400 | 403) || reason.status() == 401 && reason != Reason::NoKey;
-            assert_eq!(reason.error().is_some(), of_a_key, "{reason:?}");
+            let of_key = matches!(reason.status(), 400 | 403) || reason.status() == 401 && reason != Reason::NoKey;
+            assert_eq!(reason.error().is_some(), of_key, "{reason:?}");
         }
     }
 }

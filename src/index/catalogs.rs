@@ -1,4 +1,4 @@
-//! The merged catalogue, from the events of a watch.
+//! The PermissionCatalogs and the merged catalog.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use crate::{
     domain::catalog::{Catalog, Report},
 };
 
-/// Every PermissionCatalog, and what they come to together.
+/// Every PermissionCatalog, and the result of their merge.
 #[derive(Debug, Default)]
 pub struct Catalogs {
     known: BTreeMap<String, Arc<PermissionCatalog>>,
@@ -23,26 +23,26 @@ pub struct Catalogs {
 }
 
 impl Catalogs {
-    /// The merged catalogue. Cheap: a reference count.
+    /// Returns the merged catalog. The call only increments a reference count.
     #[must_use]
     pub fn merged(&self) -> Arc<Catalog> {
         Arc::clone(&self.merged)
     }
 
-    /// Every PermissionCatalog, and what became of it in the merge.
+    /// Returns every PermissionCatalog with its report of the merge.
     #[must_use]
     pub fn all(&self) -> Vec<(Arc<PermissionCatalog>, Report)> {
         let report = |name| self.reports.get(name).cloned().unwrap_or_default();
         self.known.iter().map(|(name, catalog)| (Arc::clone(catalog), report(name))).collect()
     }
 
-    /// Whether they were listed completely, at least once.
+    /// Whether they were listed completely at least once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced
     }
 
-    /// Takes in what happened to a PermissionCatalog. True if the merged catalogue may have changed.
+    /// Applies a watch event. Returns whether the merged catalog may have changed.
     pub fn apply(&mut self, event: &Event<PermissionCatalog>) -> bool {
         match event {
             Event::Init => {
@@ -64,7 +64,7 @@ impl Catalogs {
             }
             Event::Apply(catalog) => {
                 let before = self.known.insert(catalog.name_any(), Arc::new(catalog.clone()));
-                // A status that was written says nothing new.
+                // A change of the status does not affect the merge.
                 if before.is_some_and(|b| b.spec == catalog.spec && b.uid() == catalog.uid()) {
                     return false;
                 }

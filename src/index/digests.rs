@@ -1,5 +1,5 @@
-//! Which ApiKey has which digest. A digest belongs to the ApiKey for which the operator first wrote it: the leader
-//! accepts no value for one ApiKey that another one has.
+//! The owners of digests. A digest belongs to the ApiKey for which the operator first wrote it. The leader accepts no
+//! value for one ApiKey that another one has.
 
 use std::{
     collections::HashMap,
@@ -16,21 +16,21 @@ use crate::{
     domain::key::Digest,
 };
 
-/// The digests in the status of every ApiKey, and those that are on their way there.
+/// The digests in the status of each ApiKey, and accepted digests whose status is not written yet.
 #[derive(Default)]
-pub struct Digests(Mutex<State>);
+pub struct Digests(Mutex<DigestState>);
 
 #[derive(Default)]
-struct State {
-    /// How many statuses have a digest with this beginning. The whole digest is in the status: this only says, in one
-    /// step and few bytes, that it is worth looking there.
+struct DigestState {
+    /// The number of digests in statuses, by their first eight bytes. If a prefix is present, the statuses are searched
+    /// for the whole digest.
     known: HashMap<u64, u32>,
-    /// The uid of the ApiKey for which a digest was accepted whose status was not seen yet.
+    /// The uid of the ApiKey for which a digest was accepted, until its status arrives with the digest.
     accepted: HashMap<Digest, String>,
 }
 
 impl Digests {
-    /// Takes in that the status of an ApiKey changed, after the store did. Either is absent if there is no such ApiKey.
+    /// Applies a change of an ApiKey, after the store. `before` is `None` for a new ApiKey, `after` for a deleted one.
     pub fn replace(&self, before: Option<&ApiKey>, after: Option<&ApiKey>) {
         let digests = |key: Option<&ApiKey>| digests(key.and_then(|key| key.status.as_ref()));
         let (before, after) = (digests(before), digests(after));
@@ -49,7 +49,7 @@ impl Digests {
         }
     }
 
-    /// Starts anew from a complete list.
+    /// Replaces the digests in statuses by those of a complete list.
     pub fn reset<'a>(&self, keys: impl IntoIterator<Item = &'a ApiKey>) {
         let mut state = self.lock();
         state.known.clear();
@@ -61,12 +61,12 @@ impl Digests {
         }
     }
 
-    /// Forgets what was accepted for ApiKeys that are not to be kept.
+    /// Removes accepted digests of the ApiKeys for whose uid `keep` returns false.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.lock().accepted.retain(|_, owner| keep(owner));
     }
 
-    /// Forgets what was accepted for an ApiKey that is gone.
+    /// Removes accepted digests of a deleted ApiKey.
     pub fn forget(&self, uid: &str) {
         self.lock().accepted.retain(|_, owner| owner != uid);
     }
@@ -74,15 +74,15 @@ impl Digests {
     /// Accepts a digest for an ApiKey whose status does not have it yet.
     ///
     /// # Errors
-    /// The other ApiKey that has it; without a name while its status is being written.
+    /// The other ApiKey that has the digest. `None` while the digest is not in the status of that ApiKey yet.
     pub fn accept(&self, digest: Digest, key: &ApiKey, keys: &Store<ApiKey>) -> Result<(), Option<ObjectRef<ApiKey>>> {
         let uid = key.uid().unwrap_or_default();
         let mut state = self.lock();
-        let lives = |uid: &str| keys.state().iter().any(|key| key.uid().as_deref() == Some(uid));
-        if state.accepted.get(&digest).is_some_and(|owner| *owner != uid && lives(owner)) {
+        let exists = |uid: &str| keys.state().iter().any(|key| key.uid().as_deref() == Some(uid));
+        if state.accepted.get(&digest).is_some_and(|owner| *owner != uid && exists(owner)) {
             return Err(None);
         }
-        if state.known.contains_key(&beginning(&digest)) {
+        if state.known.contains_key(&prefix(&digest)) {
             let has = |other: &ApiKey| digests(other.status.as_ref()).contains(&digest);
             let other = keys.state().into_iter().find(|other| other.uid().as_deref() != Some(&uid) && has(other));
             if let Some(other) = other {
@@ -93,21 +93,21 @@ impl Digests {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DigestState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl DigestState {
     fn add(&mut self, digest: &Digest) {
-        *self.known.entry(beginning(digest)).or_default() += 1;
+        *self.known.entry(prefix(digest)).or_default() += 1;
     }
 
     fn remove(&mut self, digest: &Digest) {
-        if let Some(count) = self.known.get_mut(&beginning(digest)) {
+        if let Some(count) = self.known.get_mut(&prefix(digest)) {
             *count -= 1;
             if *count == 0 {
-                self.known.remove(&beginning(digest));
+                self.known.remove(&prefix(digest));
             }
         }
     }
@@ -118,7 +118,7 @@ fn digests(status: Option<&ApiKeyStatus>) -> Vec<Digest> {
     tokens.filter_map(|token| Digest::parse(&token.sha256)).collect()
 }
 
-fn beginning(digest: &Digest) -> u64 {
+fn prefix(digest: &Digest) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&digest.as_bytes()[..8]);
     u64::from_be_bytes(bytes)
@@ -129,7 +129,7 @@ mod tests {
     use kube::runtime::{reflector::store::Writer, watcher::Event};
 
     use super::*;
-    use crate::index::keyring::tests::key as with_values;
+    use crate::test_support::key_with_values as with_values;
 
     fn digest(n: u8) -> Digest {
         Digest::of(&[n])
@@ -141,26 +141,26 @@ mod tests {
         key
     }
 
-    /// A look that was under way when its key was deleted accepts a digest for a key that is gone.
+    /// A reconciliation that runs while its ApiKey is deleted accepts a digest for the deleted ApiKey.
     #[test]
-    fn what_was_accepted_for_a_key_that_is_gone_is_free() {
-        let mut world = World::default();
-        let (gone, other) = (key("gone", &[]), key("other", &[]));
-        world.put(&gone);
-        world.put(&other);
-        world.delete(&gone);
-        assert_eq!(world.accept(1, &gone), Ok(()));
-        assert_eq!(world.accept(1, &other), Ok(()));
+    fn digest_that_was_accepted_for_a_deleted_key_is_available() {
+        let mut fixture = Fixture::default();
+        let (deleted, other) = (key("deleted", &[]), key("other", &[]));
+        fixture.put(&deleted);
+        fixture.put(&other);
+        fixture.delete(&deleted);
+        assert_eq!(fixture.accept(1, &deleted), Ok(()));
+        assert_eq!(fixture.accept(1, &other), Ok(()));
     }
 
-    /// Digests and the store, fed as the operator feeds them.
+    /// The digests and the store, updated as the operator updates them.
     #[derive(Default)]
-    struct World {
+    struct Fixture {
         digests: Digests,
         writer: Writer<ApiKey>,
     }
 
-    impl World {
+    impl Fixture {
         fn put(&mut self, key: &ApiKey) {
             let before = self.writer.as_reader().get(&ObjectRef::from_obj(key));
             self.writer.apply_watcher_event(&Event::Apply(key.clone()));
@@ -174,7 +174,7 @@ mod tests {
             self.writer.apply_watcher_event(&Event::Delete(key.clone()));
         }
 
-        /// Whose the digest is, if it is another key's.
+        /// Accepts a digest. The error is the name of the owner.
         fn accept(&self, value: u8, key: &ApiKey) -> Result<(), Option<String>> {
             let accepted = self.digests.accept(digest(value), key, &self.writer.as_reader());
             accepted.map_err(|other| other.map(|other| other.name))
@@ -182,45 +182,45 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_belongs_to_the_first_key_that_it_was_accepted_for() {
-        let mut world = World::default();
+    fn digest_belongs_to_the_first_key_for_which_it_was_accepted() {
+        let mut fixture = Fixture::default();
         let (first, second) = (key("first", &[]), key("second", &[]));
-        world.put(&first);
-        assert_eq!(world.accept(1, &first), Ok(()));
-        assert_eq!(world.accept(1, &first), Ok(()), "the write of its status failed, and it tries again");
-        assert_eq!(world.accept(1, &second), Err(None), "before the status of the first is seen");
-        world.put(&key("first", &[1]));
-        assert_eq!(world.accept(1, &second), Err(Some("first".to_owned())));
-        assert_eq!(world.accept(1, &first), Ok(()));
-        assert_eq!(world.accept(2, &second), Ok(()));
-        world.put(&key("first", &[3, 1]));
-        assert_eq!(world.accept(1, &second), Err(Some("first".to_owned())), "in overlap");
-        world.put(&key("first", &[3]));
-        assert_eq!(world.accept(1, &second), Ok(()));
+        fixture.put(&first);
+        assert_eq!(fixture.accept(1, &first), Ok(()));
+        assert_eq!(fixture.accept(1, &first), Ok(()), "a second attempt after the write of the status failed");
+        assert_eq!(fixture.accept(1, &second), Err(None), "before the status of the first key arrives");
+        fixture.put(&key("first", &[1]));
+        assert_eq!(fixture.accept(1, &second), Err(Some("first".to_owned())));
+        assert_eq!(fixture.accept(1, &first), Ok(()));
+        assert_eq!(fixture.accept(2, &second), Ok(()));
+        fixture.put(&key("first", &[3, 1]));
+        assert_eq!(fixture.accept(1, &second), Err(Some("first".to_owned())), "during the overlap");
+        fixture.put(&key("first", &[3]));
+        assert_eq!(fixture.accept(1, &second), Ok(()));
     }
 
     #[test]
-    fn a_digest_is_free_when_its_key_is_gone() {
-        let mut world = World::default();
+    fn digest_is_available_after_its_key_is_deleted() {
+        let mut fixture = Fixture::default();
         let (first, second) = (key("first", &[1]), key("second", &[]));
-        world.put(&first);
-        assert!(world.accept(1, &second).is_err());
-        world.delete(&first);
-        assert_eq!(world.accept(1, &second), Ok(()));
-        world.delete(&second);
-        assert_eq!(world.accept(1, &key("third", &[])), Ok(()), "it was never in a status");
+        fixture.put(&first);
+        assert!(fixture.accept(1, &second).is_err());
+        fixture.delete(&first);
+        assert_eq!(fixture.accept(1, &second), Ok(()));
+        fixture.delete(&second);
+        assert_eq!(fixture.accept(1, &key("third", &[])), Ok(()), "the digest was accepted and never in a status");
     }
 
     #[test]
-    fn a_new_list_replaces_what_was_known() {
-        let mut world = World::default();
-        world.put(&key("first", &[1, 2]));
+    fn reset_replaces_the_digests_in_statuses() {
+        let mut fixture = Fixture::default();
+        fixture.put(&key("first", &[1, 2]));
         let keys = [key("first", &[2])];
-        world.digests.reset(&keys);
-        world.writer.apply_watcher_event(&Event::Apply(keys[0].clone()));
+        fixture.digests.reset(&keys);
+        fixture.writer.apply_watcher_event(&Event::Apply(keys[0].clone()));
         let second = key("second", &[]);
-        assert_eq!(world.accept(1, &second), Ok(()));
-        assert!(world.accept(2, &second).is_err());
-        assert_eq!(world.digests.lock().known.len(), 1);
+        assert_eq!(fixture.accept(1, &second), Ok(()));
+        assert!(fixture.accept(2, &second).is_err());
+        assert_eq!(fixture.digests.lock().known.len(), 1);
     }
 }

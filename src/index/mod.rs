@@ -1,14 +1,14 @@
-//! What every replica knows: the merged catalogue, which ApiKey claims which Secret, access policies and who refers to
-//! them, and security settings.
+//! The state that every replica keeps in memory: the merged catalog, the claims of ApiKeys to Secrets, access policies
+//! with the keys that refer to them, and security settings.
 //!
-//! Fed by watch events and by nothing else; it never calls the API server. Admission and reconciliation read from
-//! it, so that neither needs a request of its own.
+//! Watch events are its only input. It never calls the API server. Admission and reconciliation read it instead of
+//! sending requests.
 
 pub mod catalogs;
 pub mod digests;
-pub mod feed;
-pub mod keyring;
-pub mod wire;
+pub mod key_index;
+pub mod partial;
+pub mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,31 +23,31 @@ use catalogs::Catalogs;
 use crate::{
     api::{AccessPolicy, ApiKey, KeyType, PermissionCatalog, SecuritySettings, SecuritySettingsSpec},
     domain::{
+        authorization::KnownPolicy,
         catalog::{Catalog, Report},
-        gates::KnownPolicy,
         status::secret_ref,
     },
 };
 
-/// Shared by everything in the process that has to know.
+/// The index. All tasks of the process share it.
 #[derive(Default)]
 pub struct Index {
-    /// Which ApiKey has which digest.
+    /// The digests in the status of each ApiKey.
     pub digests: digests::Digests,
     catalogs: RwLock<Catalogs>,
-    claims: RwLock<Claims>,
+    claims: RwLock<SecretClaims>,
     references: RwLock<References>,
     policies: RwLock<ByName<KnownPolicy>>,
     settings: RwLock<ByName<SecuritySettingsSpec>>,
 }
 
 /// Namespace and name.
-type Name = (String, String);
+type NamespacedName = (String, String);
 
-/// Objects of one kind.
+/// Objects of one kind, by namespace and name.
 struct ByName<T> {
-    known: HashMap<Name, Arc<T>>,
-    relisted: Option<BTreeSet<Name>>,
+    known: HashMap<NamespacedName, Arc<T>>,
+    relisted: Option<BTreeSet<NamespacedName>>,
     synced: bool,
 }
 
@@ -58,8 +58,8 @@ impl<T> Default for ByName<T> {
 }
 
 impl<T: PartialEq> ByName<T> {
-    /// Takes in what happened to an object; the names of those that are not as they were.
-    fn apply<K: ResourceExt>(&mut self, event: &Event<K>, of: impl Fn(&K) -> T) -> Vec<Name> {
+    /// Applies a watch event. Returns the names of the objects that changed.
+    fn apply<K: ResourceExt>(&mut self, event: &Event<K>, of: impl Fn(&K) -> T) -> Vec<NamespacedName> {
         let name = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
         match event {
             Event::Init => {
@@ -80,11 +80,11 @@ impl<T: PartialEq> ByName<T> {
             Event::InitDone => {
                 self.synced = true;
                 let Some(seen) = self.relisted.take() else { return vec![] };
-                let gone: Vec<_> = self.known.keys().filter(|name| !seen.contains(*name)).cloned().collect();
-                for name in &gone {
+                let deleted: Vec<_> = self.known.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+                for name in &deleted {
                     self.known.remove(name);
                 }
-                gone
+                deleted
             }
             Event::Delete(object) => {
                 let name = name(object);
@@ -94,11 +94,11 @@ impl<T: PartialEq> ByName<T> {
     }
 }
 
-/// Which ApiKeys refer to which AccessPolicy, by namespace and policy.
+/// The ApiKeys that refer to each AccessPolicy.
 #[derive(Default)]
 struct References {
-    by_policy: BTreeMap<Name, BTreeMap<String, KeyType>>,
-    relisted: Option<BTreeSet<(Name, String)>>,
+    by_policy: BTreeMap<NamespacedName, BTreeMap<String, KeyType>>,
+    relisted: Option<BTreeSet<(NamespacedName, String)>>,
 }
 
 impl References {
@@ -126,7 +126,8 @@ impl References {
         }
     }
 
-    /// What a key referred to before is not said, so every policy of its namespace is looked at: there are few.
+    /// Removes the references of an ApiKey. The event does not contain its previous policy, so all policies of the
+    /// namespace are searched. There are few.
     fn remove(&mut self, key: &ApiKey) {
         let namespace = key.namespace().unwrap_or_default();
         let name = key.name_any();
@@ -144,36 +145,36 @@ impl References {
 }
 
 #[derive(Default)]
-struct Claims {
-    /// By namespace and Secret name; nearly always one claim each.
-    by_secret: HashMap<(String, String), Vec<Claim>>,
-    /// How many there are in each namespace.
+struct SecretClaims {
+    /// By namespace and Secret name. Nearly every Secret has one claim.
+    by_secret: HashMap<(String, String), Vec<SecretClaim>>,
+    /// The number of claims in each namespace.
     by_namespace: HashMap<String, usize>,
     relisted: Option<BTreeSet<(String, String, String)>>,
     synced: bool,
 }
 
-/// An ApiKey that names a Secret. Ordered by age, then by name: the first of the order has the better right.
+/// An ApiKey that names a Secret. Ordered by age, then by name; the first claim has precedence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
+struct SecretClaim {
     since: Option<Timestamp>,
     name: String,
 }
 
 impl Index {
-    /// The merged catalogue. Cheap: a reference count.
+    /// Returns the merged catalog. The call only increments a reference count.
     #[must_use]
     pub fn catalog(&self) -> Arc<Catalog> {
         read(&self.catalogs).merged()
     }
 
-    /// Every PermissionCatalog, and what became of it in the merge.
+    /// Returns every PermissionCatalog with its report of the merge.
     #[must_use]
     pub fn catalogs(&self) -> Vec<(Arc<PermissionCatalog>, Report)> {
         read(&self.catalogs).all()
     }
 
-    /// Whether every kind was listed completely, at least once.
+    /// Whether each kind was listed completely at least once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         read(&self.catalogs).is_synced()
@@ -182,26 +183,26 @@ impl Index {
             && read(&self.settings).synced
     }
 
-    /// An AccessPolicy.
+    /// Returns an AccessPolicy.
     #[must_use]
     pub fn policy(&self, namespace: &str, name: &str) -> Option<Arc<KnownPolicy>> {
         read(&self.policies).known.get(&(namespace.to_owned(), name.to_owned())).map(Arc::clone)
     }
 
-    /// The security settings of a namespace.
+    /// Returns the security settings of a namespace.
     #[must_use]
     pub fn settings(&self, namespace: &str) -> Option<Arc<SecuritySettingsSpec>> {
         read(&self.settings).known.get(&(namespace.to_owned(), "default".to_owned())).map(Arc::clone)
     }
 
-    /// The ApiKeys that refer to an AccessPolicy, in the order of their names, with their types.
+    /// Returns the names and types of the ApiKeys that refer to an AccessPolicy.
     #[must_use]
     pub fn keys_of_policy(&self, namespace: &str, name: &str) -> BTreeMap<String, KeyType> {
         let references = read(&self.references);
         references.by_policy.get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_default()
     }
 
-    /// Takes in what happened to an AccessPolicy; the namespaces and names of those that are not as they were.
+    /// Applies a watch event of AccessPolicies. Returns the namespaces and names of those that changed.
     pub fn apply_policy(&self, event: &Event<AccessPolicy>) -> Vec<(String, String)> {
         write(&self.policies).apply(event, |policy| KnownPolicy {
             spec: policy.spec.clone(),
@@ -209,38 +210,40 @@ impl Index {
         })
     }
 
-    /// Takes in what happened to security settings; the namespaces and names of those that are not as they were.
+    /// Applies a watch event of SecuritySettings. Returns the namespaces and names of those that changed.
     pub fn apply_settings(&self, event: &Event<SecuritySettings>) -> Vec<(String, String)> {
         write(&self.settings).apply(event, |settings| settings.spec.clone())
     }
 
-    /// How many ApiKeys a namespace has.
+    /// Returns the number of ApiKeys in a namespace.
     #[must_use]
     pub fn count(&self, namespace: &str) -> usize {
         read(&self.claims).by_namespace.get(namespace).copied().unwrap_or_default()
     }
 
-    /// Another ApiKey that claims the same Secret: any, if `key` does not exist yet; an older one, if it does.
+    /// Returns the name of another ApiKey that claims the same Secret. If `key` exists, only claims with precedence
+    /// over its own count.
     #[must_use]
-    pub fn rival(&self, namespace: &str, key: &ApiKey, exists: bool) -> Option<String> {
+    pub fn conflicting_claim(&self, namespace: &str, key: &ApiKey, exists: bool) -> Option<String> {
         let claims = read(&self.claims);
-        let rivals = claims.by_secret.get(&(namespace.to_owned(), secret_ref(key).name))?;
+        let conflicting_claims = claims.by_secret.get(&(namespace.to_owned(), secret_ref(key).name))?;
         let own = claim_of(key);
-        rivals
+        conflicting_claims
             .iter()
             .filter(|other| other.name != own.name && (!exists || **other < own))
             .min()
             .map(|other| other.name.clone())
     }
 
-    /// The other ApiKeys that claim the Secret that `key` names: they may have their turn when it goes.
+    /// Returns the names of the other ApiKeys that claim the Secret of `key`. One of them can use the Secret when `key`
+    /// is deleted.
     #[must_use]
-    pub fn others_like(&self, namespace: &str, key: &ApiKey) -> Vec<String> {
+    pub fn other_claimants(&self, namespace: &str, key: &ApiKey) -> Vec<String> {
         let own = key.name_any();
         self.claimants(namespace, &secret_ref(key).name).into_iter().filter(|name| *name != own).collect()
     }
 
-    /// The ApiKeys that claim a Secret, nearly always one or none.
+    /// Returns the names of the ApiKeys that claim a Secret.
     #[must_use]
     pub fn claimants(&self, namespace: &str, secret: &str) -> Vec<String> {
         let claims = read(&self.claims);
@@ -248,12 +251,12 @@ impl Index {
         found.into_iter().flatten().map(|claim| claim.name.clone()).collect()
     }
 
-    /// Takes in what happened to a PermissionCatalog. True if the merged catalogue may have changed.
+    /// Applies a watch event of PermissionCatalogs. Returns whether the merged catalog may have changed.
     pub fn apply_catalog(&self, event: &Event<PermissionCatalog>) -> bool {
         write(&self.catalogs).apply(event)
     }
 
-    /// Takes in what happened to an ApiKey.
+    /// Applies a watch event of ApiKeys.
     pub fn apply_key(&self, event: &Event<ApiKey>) {
         write(&self.references).apply(event);
         let mut state = write(&self.claims);
@@ -283,12 +286,12 @@ impl Index {
     }
 }
 
-impl Claims {
-    /// The Secret of an ApiKey can't change (the CRD forbids it), so that a claim only ever comes and goes.
+impl SecretClaims {
+    /// Adds a claim. The CRD makes the Secret of an ApiKey immutable, so a claim never moves to another Secret.
     fn insert(&mut self, key: &ApiKey) -> (String, String, String) {
         let namespace = key.namespace().unwrap_or_default();
         let secret = secret_ref(key).name;
-        // Nearly always the only one, so without room for more.
+        // Nearly every Secret has one claim, so the vector reserves no space for more.
         let claims = self.by_secret.entry((namespace.clone(), secret.clone())).or_insert_with(|| Vec::with_capacity(1));
         let before = claims.len();
         claims.retain(|c| c.name != key.name_any());
@@ -302,28 +305,28 @@ impl Claims {
 
     fn remove(&mut self, key: &ApiKey) {
         let id = (key.namespace().unwrap_or_default(), secret_ref(key).name);
-        let own = |claim: &Claim| claim.name == key.name_any();
-        let place = match self.by_secret.get(&id) {
+        let own = |claim: &SecretClaim| claim.name == key.name_any();
+        let secret = match self.by_secret.get(&id) {
             Some(claims) if claims.iter().any(own) => Some(id),
-            // A key that can't be read any longer does not say which Secret it claimed.
+            // The event of an ApiKey that can't be read does not contain the Secret that it claimed.
             _ => self
                 .by_secret
                 .iter()
                 .find(|((namespace, _), claims)| *namespace == id.0 && claims.iter().any(own))
-                .map(|(place, _)| place.clone()),
+                .map(|(secret, _)| secret.clone()),
         };
-        let Some(place) = place else { return };
-        let Some(claims) = self.by_secret.get_mut(&place) else { return };
+        let Some(secret) = secret else { return };
+        let Some(claims) = self.by_secret.get_mut(&secret) else { return };
         let before = claims.len();
         claims.retain(|claim| !own(claim));
-        let gone = before - claims.len();
+        let removed = before - claims.len();
         if claims.is_empty() {
-            self.by_secret.remove(&place);
+            self.by_secret.remove(&secret);
         }
-        if let Some(count) = self.by_namespace.get_mut(&place.0) {
-            *count -= gone;
+        if let Some(count) = self.by_namespace.get_mut(&secret.0) {
+            *count -= removed;
             if *count == 0 {
-                self.by_namespace.remove(&place.0);
+                self.by_namespace.remove(&secret.0);
             }
         }
     }
@@ -336,12 +339,12 @@ impl Claims {
     }
 }
 
-fn claim_of(key: &ApiKey) -> Claim {
-    Claim { since: key.creation_timestamp().map(|t| t.0), name: key.name_any() }
+fn claim_of(key: &ApiKey) -> SecretClaim {
+    SecretClaim { since: key.creation_timestamp().map(|t| t.0), name: key.name_any() }
 }
 
-// A panic while a lock is held would leave half of an update behind; these sections can't panic, and if one ever
-// does, serving what is there is better than a process in which every request fails.
+// No code panics while it holds a lock. If it did, an incomplete index would be better than a process in which every
+// request fails.
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -355,10 +358,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{KeyType, SecretTemplate},
-        domain::{
-            catalog::tests::{permission, spec as catalog_spec},
-            validate::tests::spec,
-        },
+        test_support::{catalog_spec, key_spec as spec, permission},
     };
 
     fn key(name: &str, secret: &str, second: i64) -> ApiKey {
@@ -370,35 +370,39 @@ mod tests {
     }
 
     #[test]
-    fn the_older_claim_wins_and_then_the_name() {
+    fn older_claim_has_precedence_and_then_the_name() {
         let index = Index::default();
         let (old, young, twin) = (key("z", "s", 1), key("a", "s", 2), key("b", "s", 2));
         for key in [&young, &old, &twin] {
             index.apply_key(&Event::Apply(key.clone()));
         }
-        assert_eq!(index.rival("shop", &old, true), None);
-        assert_eq!(index.rival("shop", &young, true).as_deref(), Some("z"));
-        assert_eq!(index.rival("shop", &twin, true).as_deref(), Some("z"));
-        assert_eq!(index.rival("shop", &key("new", "s", 3), false).as_deref(), Some("z"));
-        assert_eq!(index.rival("other", &key("new", "s", 3), false), None, "another namespace is another Secret");
+        assert_eq!(index.conflicting_claim("shop", &old, true), None);
+        assert_eq!(index.conflicting_claim("shop", &young, true).as_deref(), Some("z"));
+        assert_eq!(index.conflicting_claim("shop", &twin, true).as_deref(), Some("z"));
+        assert_eq!(index.conflicting_claim("shop", &key("new", "s", 3), false).as_deref(), Some("z"));
+        assert_eq!(
+            index.conflicting_claim("other", &key("new", "s", 3), false),
+            None,
+            "a claim in another namespace is a conflict"
+        );
         index.apply_key(&Event::Delete(old));
-        assert_eq!(index.rival("shop", &young, true), None);
-        assert_eq!(index.rival("shop", &twin, true).as_deref(), Some("a"));
-        assert_eq!(index.others_like("shop", &young), ["b"]);
+        assert_eq!(index.conflicting_claim("shop", &young, true), None);
+        assert_eq!(index.conflicting_claim("shop", &twin, true).as_deref(), Some("a"));
+        assert_eq!(index.other_claimants("shop", &young), ["b"]);
     }
 
     #[test]
-    fn a_key_that_cant_be_read_claims_nothing() {
+    fn deletion_of_an_unreadable_key_removes_its_claim() {
         let index = Index::default();
         index.apply_key(&Event::Apply(key("old", "s", 1)));
         let mut unreadable = key("old", "s", 1);
         unreadable.spec.secret = None;
         index.apply_key(&Event::Delete(unreadable));
-        assert_eq!(index.rival("shop", &key("young", "s", 2), true), None);
+        assert_eq!(index.conflicting_claim("shop", &key("young", "s", 2), true), None);
     }
 
     #[test]
-    fn the_keys_of_a_namespace_are_counted_through_changes_deletions_and_relists() {
+    fn count_of_keys_is_correct_after_changes_deletions_and_relists() {
         let index = Index::default();
         for event in [
             Event::Apply(key("a", "s", 1)),
@@ -423,18 +427,18 @@ mod tests {
     }
 
     #[test]
-    fn a_relist_forgets_what_is_gone() {
+    fn relist_removes_deleted_keys() {
         let index = Index::default();
-        index.apply_key(&Event::Apply(key("gone", "s", 1)));
+        index.apply_key(&Event::Apply(key("deleted", "s", 1)));
         for event in [Event::Init, Event::InitApply(key("stays", "s", 2)), Event::InitDone] {
             index.apply_key(&event);
         }
-        assert_eq!(index.rival("shop", &key("new", "s", 3), false).as_deref(), Some("stays"));
-        assert!(!index.is_synced(), "catalogues were not listed yet");
+        assert_eq!(index.conflicting_claim("shop", &key("new", "s", 3), false).as_deref(), Some("stays"));
+        assert!(!index.is_synced(), "the index is synced although catalogs were not listed");
     }
 
     #[test]
-    fn catalogues_merge_by_age_whatever_the_order_of_events() {
+    fn catalogs_merge_by_age_in_any_order_of_events() {
         let catalog = |name: &str, second: i64, ingestion: bool| {
             let mut c = PermissionCatalog::new(name, catalog_spec(vec![permission("a:Read", ingestion)], vec![]));
             c.metadata.creation_timestamp = Some(crate::api::Time(Timestamp::from_second(second).unwrap()));
@@ -448,7 +452,7 @@ mod tests {
             }
             assert!(!index.catalog().permission("A:Read").unwrap().ingestion);
             assert_eq!(index.catalogs()[0].1.conflicts.len(), 1);
-            assert!(!index.apply_catalog(&Event::Apply(young.clone())), "nothing new");
+            assert!(!index.apply_catalog(&Event::Apply(young.clone())), "an event without a change reports a change");
             index.apply_catalog(&Event::Delete(old.clone()));
             assert!(index.catalog().permission("a:Read").unwrap().ingestion);
         }

@@ -1,5 +1,5 @@
-//! The command line. Every argument can be given by the environment as well; the chart uses arguments, so that
-//! `kubectl describe` shows how a replica runs.
+//! The command line. Each flag also has an environment variable. The chart sets flags, so that `kubectl describe` shows
+//! them.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use crate::{
     domain::{credential::Source, duration, export},
+    telemetry::TelemetryArgs,
     verify::freshness::WATCH,
 };
 
@@ -19,42 +20,42 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "keywright", version, about, propagate_version = true)]
 pub struct Args {
-    /// What to run.
+    /// The subcommand.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: ServerCommand,
 }
 
-/// What to run.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Run the operator: the controller, on the one replica that leads, and the webhook, on every replica.
+pub enum ServerCommand {
+    /// Run the operator: the webhook on every replica, and the controllers on the leader.
     Operator(Box<OperatorArgs>),
-    /// Run the verifier: it tells Envoy, nginx, Caddy, Traefik and others whether a request may pass. Any number of
-    /// replicas.
+    /// Run the verifier, which decides for Envoy, nginx, Caddy, Traefik and others whether a request is allowed. Any
+    /// number of replicas.
     Verifier(Box<VerifierArgs>),
-    /// Print a ClusterRole for each role and each preset of a catalogue, as YAML.
+    /// Print a ClusterRole for each role and each preset of a catalog, as YAML.
     ClusterRoles {
         /// The file with the PermissionCatalog.
         catalog: PathBuf,
     },
     /// Print the CRDs as YAML.
     Crds {
-        /// Write one file a CRD into this directory instead.
+        /// Write one file for each CRD into this directory instead.
         #[arg(long)]
         directory: Option<PathBuf>,
     },
 }
 
-/// How the operator runs.
+/// The flags of the operator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct OperatorArgs {
     /// The address of the webhook.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
     pub webhook_address: SocketAddr,
 
-    /// The IP address at which other replicas reach the webhook of this one. While this replica leads, the address is in
-    /// annotation keywright.dev/address of the Lease, and the others tell this replica which Secrets are written to.
-    /// Absent: the address of the webhook, if it is not a wildcard.
+    /// The IP address at which other replicas reach the webhook of this one. While this replica leads, annotation
+    /// keywright.dev/address of the Lease contains the address, and other replicas send notices of writes to Secrets
+    /// there. Absent: the address of the webhook, unless it is a wildcard.
     #[arg(long, env = "POD_IP")]
     pub advertise_address: Option<IpAddr>,
 
@@ -70,17 +71,16 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CONFIGURATION", default_value = "keywright")]
     pub webhook_configuration: String,
 
-    /// The MutatingWebhookConfiguration, which stamps who made an object.
-    #[arg(long, env = "KEYWRIGHT_STAMP_CONFIGURATION", default_value = "keywright")]
-    pub stamp_configuration: String,
+    /// The MutatingWebhookConfiguration, which stamps the creator of an object.
+    #[arg(long, env = "KEYWRIGHT_MUTATING_WEBHOOK_CONFIGURATION", default_value = "keywright")]
+    pub mutating_webhook_configuration: String,
 
-    /// Ask for the permissions of gate 1 in the webhook too. Only for clusters without the chart's
-    /// ValidatingAdmissionPolicies, which ask for them also while the operator is down.
+    /// Check gate 1 in the webhook too. Only for clusters without the chart's ValidatingAdmissionPolicies, which check
+    /// it also while the operator is down.
     #[arg(long, env = "KEYWRIGHT_CHECK_ROLES")]
     pub check_roles: bool,
 
-    /// How long it is remembered that somebody holds a right; a right that was taken away counts for as long. 0s for
-    /// not at all.
+    /// The time for which a granted right is cached. A revoked right counts for as long. 0s disables the cache.
     #[arg(long, env = "KEYWRIGHT_ACCESS_CACHE_TTL", default_value = "5s", value_parser = parse_duration_or_zero)]
     pub access_cache_ttl: Duration,
 
@@ -88,29 +88,30 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_SECRET", default_value = "keywright-webhook-ca")]
     pub webhook_ca_secret: String,
 
-    /// How long that CA lives. It is replaced after two thirds, without a gap.
+    /// The validity of that CA. It is replaced after two thirds, without a gap.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_VALIDITY", default_value = "8760h", value_parser = parse_duration)]
     pub webhook_ca_validity: Duration,
 
-    /// How long a replica's certificate lives. It is replaced after two thirds.
+    /// The validity of a replica's certificate. It is replaced after two thirds.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_VALIDITY", default_value = "168h", value_parser = parse_duration)]
     pub webhook_cert_validity: Duration,
 
-    /// How long every API server gets to notice a new CA before certificates depend on it.
+    /// The time for which a new CA is published before certificates depend on it, so that all API servers notice it.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CA_SETTLE", default_value = "1m", value_parser = parse_duration)]
     pub webhook_ca_settle: Duration,
 
-    /// Use tls.crt and tls.key from this directory, as cert-manager writes them, instead of a CA of our own.
+    /// Use tls.crt and tls.key from this directory, as cert-manager writes them, instead of the operator's CA.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CERT_DIR", conflicts_with = "webhook_ca_secret")]
     pub webhook_cert_dir: Option<PathBuf>,
 
-    /// Answer admission reviews of clients alone that have a certificate of a CA in this file (PEM), as an API server has
-    /// whose admission configuration says so. A new file is taken up without a restart. Absent: of anyone.
+    /// Accept admission reviews only from clients with a certificate of a CA in this file (PEM). The admission
+    /// configuration of the API server contains its certificate. Changes of the file need no restart. Absent: accept
+    /// all clients.
     #[arg(long, env = "KEYWRIGHT_WEBHOOK_CLIENT_CA", value_name = "FILE")]
     pub webhook_client_ca: Option<PathBuf>,
 
-    /// The Service of the verifier. A certificate for its names is issued from the webhook's CA and renewed; it lives as
-    /// long as one of the webhook. Absent: none.
+    /// The Service of the verifier. The operator issues a certificate for its names from the webhook's CA and renews
+    /// it, with the same validity as the webhook's. Absent: none.
     #[arg(
         long,
         env = "KEYWRIGHT_VERIFIER_SERVICE",
@@ -127,17 +128,17 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_VERIFIER_CA_CONFIG_MAP", requires = "verifier_service")]
     pub verifier_ca_config_map: Option<String>,
 
-    /// Write the digests of the values that work into NAMESPACE/NAME, for gateways that check digests themselves; into
-    /// NAME-2 and so on if one object does not hold them. Absent: nowhere.
+    /// Write the digests of working values into NAMESPACE/NAME, for gateways that check digests themselves. If one
+    /// object is too small, NAME-2 and so on contain the others. Absent: no export.
     #[arg(long, env = "KEYWRIGHT_EXPORT_DIGESTS", value_name = "NAMESPACE/NAME", value_parser = parse_object_name)]
     pub export_digests: Option<ObjectName>,
 
-    /// What these objects are: ConfigMap, or Secret for gateways that read no other, as agentgateway.
+    /// The kind of these objects: ConfigMap, or Secret for gateways that read only Secrets, such as agentgateway.
     #[arg(long, env = "KEYWRIGHT_EXPORT_KIND", value_name = "ConfigMap|Secret", default_value = "ConfigMap")]
-    pub export_kind: export::Kind,
+    pub export_kind: export::ExportKind,
 
-    /// Apply the PermissionCatalogs of the YAML files in this directory, one a file. They are written over at each
-    /// start of a leader: put catalogues of your own into objects of other names.
+    /// Apply the PermissionCatalogs of the YAML files in this directory, one in each file. Each new leader overwrites
+    /// them, so use objects of other names for your own catalogs.
     #[arg(long, env = "KEYWRIGHT_CATALOG_DIR")]
     pub catalog_dir: Option<PathBuf>,
 
@@ -145,32 +146,28 @@ pub struct OperatorArgs {
     #[arg(long, env = "KEYWRIGHT_LEASE_NAME", default_value = "keywright-operator")]
     pub lease_name: String,
 
-    /// How many keys are worked on at the same time.
+    /// The number of ApiKeys that are reconciled at the same time.
     #[arg(long, env = "KEYWRIGHT_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
-    /// How often the Secret of each key is looked at, to notice a deletion or a change that the API server did not
-    /// announce.
+    /// The interval of checks of each key's Secret, which find deletions and changes without a notice from the API
+    /// server.
     #[arg(long, env = "KEYWRIGHT_SECRET_CHECK_INTERVAL", default_value = "6h", value_parser = parse_duration)]
     pub secret_check_interval: Duration,
 
-    /// The Secret that holds the keys that seal values.
+    /// The Secret with the sealing keys.
     #[arg(long, env = "KEYWRIGHT_SEALING_SECRET", default_value = "keywright-sealing-keys")]
     pub sealing_secret: String,
 
-    /// How long a KeyReveal lives.
+    /// The time after which a KeyReveal is deleted.
     #[arg(long, env = "KEYWRIGHT_REVEAL_TTL", default_value = "10m", value_parser = parse_duration)]
     pub reveal_ttl: Duration,
 
-    /// The format of the logs.
-    #[arg(long, env = "KEYWRIGHT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 
-    /// What to log: a level, or a filter such as info,keywright=debug.
-    #[arg(long, env = "KEYWRIGHT_LOG", default_value = "info")]
-    pub log: String,
-
-    /// The name of this replica, unique among its peers.
+    /// The name of this replica, unique among the replicas.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: String,
 
@@ -180,7 +177,7 @@ pub struct OperatorArgs {
 }
 
 impl OperatorArgs {
-    /// Where other replicas reach the webhook of this one, if that is known.
+    /// The address at which other replicas reach the webhook of this one. `None` if it is not known.
     #[must_use]
     pub fn advertised(&self) -> Option<SocketAddr> {
         let own = Some(self.webhook_address.ip()).filter(|ip| !ip.is_unspecified());
@@ -188,10 +185,10 @@ impl OperatorArgs {
     }
 }
 
-/// How the verifier runs.
+/// The flags of the verifier.
 #[derive(Clone, Debug, clap::Args)]
 pub struct VerifierArgs {
-    /// The address of every front end, over HTTP/1.1 and HTTP/2.
+    /// The address of all front ends, over HTTP/1.1 and HTTP/2.
     #[arg(long, env = "KEYWRIGHT_ADDRESS", default_value = "0.0.0.0:9191")]
     pub address: SocketAddr,
 
@@ -199,32 +196,33 @@ pub struct VerifierArgs {
     #[arg(long, env = "KEYWRIGHT_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
     pub health_address: SocketAddr,
 
-    /// Serve TLS with tls.crt and tls.key from this directory; new ones are taken up without a restart. Absent means
-    /// plain HTTP, for a proxy on the same machine or a mesh that encrypts.
+    /// Serve TLS with tls.crt and tls.key from this directory. Changes of the files need no restart. Absent: plain
+    /// HTTP, for a proxy on the same machine or a mesh that encrypts.
     #[arg(long, env = "KEYWRIGHT_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
 
-    /// How many connections may be open at a time. For a further one, that which was idle the longest is closed; if none is
-    /// idle, it is rejected. Each takes 25 kB, and 50 kB if requests have long heads.
+    /// The maximum number of open connections. For a further connection, an idle one is closed: the longest idle of the
+    /// client with the most connections. If none is idle, the further one is rejected. Each connection takes 25 kB, or
+    /// 50 kB with long request headers.
     #[arg(long, env = "KEYWRIGHT_MAX_CONNECTIONS", default_value = "1024")]
     pub max_connections: NonZeroUsize,
 
-    /// Where keys are read from: authorization (Authorization: Bearer KEY), header:NAME or query:NAME. Several may be
-    /// given; a request that carries two keys is refused.
+    /// The sources of keys: authorization (Authorization: Bearer KEY), header:NAME or query:NAME. A request with two
+    /// keys is rejected.
     #[arg(long, env = "KEYWRIGHT_KEY_FROM", value_delimiter = ',', default_value = "authorization,header:x-api-key")]
     pub key_from: Vec<Source>,
 
-    /// The permission that a route asks for that names none; `none` lets any working key pass. Absent means that such a
-    /// route is refused.
+    /// The requirement of routes that name no permission; `none` accepts any working key. Absent: requests to such
+    /// routes are rejected.
     #[arg(long, env = "KEYWRIGHT_DEFAULT_PERMISSION")]
     pub default_permission: Option<String>,
 
-    /// How long the API server may be silent before nobody passes any more, since keys could have been revoked
-    /// meanwhile. 0s for any time.
+    /// The time without a response of the API server after which all requests are rejected, since keys may have been
+    /// revoked. 0s for no limit.
     #[arg(long, env = "KEYWRIGHT_MAX_STALENESS", default_value = "10m", value_parser = parse_staleness)]
     pub max_staleness: Duration,
 
-    /// The permission that a key needs to introspect others (RFC 7662); off turns introspection off.
+    /// The permission that a key needs to introspect others (RFC 7662); off disables introspection.
     #[arg(
         long,
         env = "KEYWRIGHT_INTROSPECTION_PERMISSION",
@@ -233,8 +231,8 @@ pub struct VerifierArgs {
     )]
     pub introspection_permission: String,
 
-    /// The permission with which a key introspects keys of every namespace; without it, those of its own. Of the chart's
-    /// catalogues, `keywright` has it. off means that no key does.
+    /// The permission that a key needs to introspect keys of other namespaces. Catalog `keywright` of the chart defines
+    /// it. off: no key may.
     #[arg(
         long,
         env = "KEYWRIGHT_INTROSPECTION_CLUSTER_PERMISSION",
@@ -243,52 +241,39 @@ pub struct VerifierArgs {
     )]
     pub introspection_cluster_permission: String,
 
-    /// Tell a client the name and the namespace of its ApiKey when its request may not pass. Otherwise it is told the id.
+    /// Include the name and the namespace of the ApiKey in rejections. Otherwise they contain the id of the key.
     #[arg(long, env = "KEYWRIGHT_TELL_KEY_NAMES")]
     pub tell_key_names: bool,
 
-    /// How often the last use of a key is written to its status. 0s for never: then no right to patch apikeys/status is
-    /// needed.
+    /// The interval of writes of a key's last use to its status. 0s: never, so that the verifier needs no right to
+    /// patch apikeys/status.
     #[arg(long, env = "KEYWRIGHT_LAST_USED_INTERVAL", default_value = "1h", value_parser = parse_duration_or_zero)]
     pub last_used_interval: Duration,
 
-    /// Log one in so many requests that pass. 0 for none.
+    /// Log one of so many allowed requests. 0: none.
     #[arg(long, env = "KEYWRIGHT_LOG_ALLOWED_ONE_IN", default_value_t = 1000)]
     pub log_allowed_one_in: u64,
 
-    /// Log at most so many refusals a second. 0 for none.
+    /// Log at most so many rejections per second. 0: none.
     #[arg(long, env = "KEYWRIGHT_LOG_REFUSED_PER_SECOND", default_value_t = 20)]
     pub log_refused_per_second: u64,
 
-    /// The format of the logs.
-    #[arg(long, env = "KEYWRIGHT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-
-    /// What to log: a level, or a filter such as info,keywright=debug.
-    #[arg(long, env = "KEYWRIGHT_LOG", default_value = "info")]
-    pub log: String,
-}
-
-/// The format of the logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A JSON object a line.
-    Json,
-    /// For people.
-    Text,
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 }
 
 /// An object in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectName {
-    /// Its namespace.
+    /// The namespace.
     pub namespace: String,
-    /// Its name.
+    /// The name.
     pub name: String,
 }
 
 fn parse_object_name(text: &str) -> Result<ObjectName, String> {
-    // A label holds the name, so it is no longer than a label may be.
+    // The name is also the value of a label, which limits its length.
     let valid = |part: &str| {
         (1..=63).contains(&part.len())
             && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -302,29 +287,30 @@ fn parse_object_name(text: &str) -> Result<ObjectName, String> {
 }
 
 fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| format!("{text:?} is no duration: write one such as 5s or 0s"))
+    duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration: write one such as 5s or 0s"))
 }
 
-/// Shorter than two watches, a cluster in which nothing happens would count as silent.
+/// The API server of a cluster without changes answers once per watch, so a limit below two watches would be exceeded.
 fn parse_staleness(text: &str) -> Result<Duration, String> {
-    let least = 2 * WATCH;
+    let min = 2 * WATCH;
     parse_duration_or_zero(text).and_then(|duration| {
-        let good = duration.is_zero() || duration >= least;
-        good.then_some(duration).ok_or_else(|| format!("{text:?} is too short: at least {}s, or 0s", least.as_secs()))
+        let valid = duration.is_zero() || duration >= min;
+        valid.then_some(duration).ok_or_else(|| {
+            format!("{text:?} is too short: write a duration of at least {}s, or 0s for no limit", min.as_secs())
+        })
     })
 }
 
-/// Any working key would do, if none were asked for.
+/// `none` is not accepted, since any working key could then introspect others.
 fn parse_introspection_permission(text: &str) -> Result<String, String> {
-    let good = text == "off" || text.contains(':') && !text.contains(',');
-    good.then(|| text.to_owned())
-        .ok_or_else(|| format!("{text:?} is no permission: write one, resource:Action, or off"))
+    let valid = text == "off" || text.contains(':') && !text.contains(',');
+    valid.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not a permission: write resource:Action, or off"))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     duration::parse(text)
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| format!("{text:?} is no duration: write one such as 10m, 24h or 30s"))
+        .ok_or_else(|| format!("{text:?} is not a duration: write one such as 10m, 24h or 30s"))
 }
 
 #[cfg(test)]
@@ -332,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_is_named_with_its_namespace() {
+    fn an_object_name_without_namespace_is_rejected() {
         let named = parse_object_name("gateway/api-keys").unwrap();
         assert_eq!((named.namespace.as_str(), named.name.as_str()), ("gateway", "api-keys"));
         for text in ["", "api-keys", "/api-keys", "gateway/", "a/b/c", "Gateway/a", "gateway/-a", &"a/".repeat(70)] {
@@ -341,11 +327,11 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_advertises_an_address_at_which_others_can_reach_it() {
+    fn a_wildcard_address_is_never_advertised() {
         let advertised = |args: &[&str]| {
             let fixed = ["keywright", "operator", "--pod-name=a", "--pod-namespace=b"];
             match Args::try_parse_from(fixed.iter().chain(args)).unwrap().command {
-                Command::Operator(args) => args.advertised().map(|address| address.to_string()),
+                ServerCommand::Operator(args) => args.advertised().map(|address| address.to_string()),
                 _ => unreachable!(),
             }
         };
@@ -356,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_for_the_verifier_needs_a_place_to_be_put() {
+    fn the_flags_of_the_verifiers_certificate_require_each_other_and_the_operators_ca() {
         let parse = |args: &[&str]| {
             let fixed = ["keywright", "operator", "--pod-name=a", "--pod-namespace=b"];
             Args::try_parse_from(fixed.iter().chain(args)).map(drop).map_err(|error| error.to_string())

@@ -13,20 +13,19 @@ use axum_server::Handle;
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 
-use super::listener::{self, Places};
+use crate::net::listener::{self, ConnectionLimit};
 
-/// Says why the process is not ready.
-pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// Returns the reason if the process is not ready.
+pub type ReadinessProbe = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 #[derive(Clone)]
 struct Health {
-    ready: Readiness,
+    ready: ReadinessProbe,
     metrics: Arc<Registry>,
 }
 
-/// The three endpoints. `/healthz` answers while the process can answer at all; what else may be wrong is not mended
-/// by a restart.
-fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
+/// The router of the three endpoints. `/healthz` has no checks, since a restart would fix none of the other problems.
+fn router(ready: ReadinessProbe, metrics: Arc<Registry>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -34,22 +33,22 @@ fn router(ready: Readiness, metrics: Arc<Registry>) -> Router {
         .with_state(Health { ready, metrics })
 }
 
-/// How many connections these endpoints have at a time: a kubelet, a few Prometheus.
+/// The maximum number of connections: the kubelet and a few Prometheus servers.
 const CONNECTIONS: usize = 64;
 
-/// Serves the three endpoints for as long as the process lasts.
+/// Serves the endpoints for the lifetime of the process.
 ///
 /// # Errors
-/// If the socket can't be used.
-pub async fn serve(listener: TcpListener, ready: Readiness, metrics: Arc<Registry>) -> io::Result<()> {
+/// If the socket fails.
+pub async fn serve(listener: TcpListener, ready: ReadinessProbe, metrics: Arc<Registry>) -> io::Result<()> {
     let router = router(ready, metrics);
-    listener::serve(listener, None, Handle::new(), Places::new(CONNECTIONS), move || router.clone()).await
+    listener::serve(listener, None, Handle::new(), ConnectionLimit::new(CONNECTIONS), move || router.clone()).await
 }
 
 async fn readyz(State(health): State<Health>) -> Response {
     match (health.ready)().await {
         Ok(()) => "ok".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
     }
 }
 

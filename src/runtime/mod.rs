@@ -1,36 +1,46 @@
-//! The edges of the process: arguments, wiring, listeners, election, readiness, shutdown, telemetry, metrics and the clock.
+//! The processes: arguments, wiring, election, health and shutdown. No other module imports this one.
 
 pub mod args;
-mod bodies;
-pub mod clock;
 pub mod health;
 pub mod lease;
-mod lingering;
-pub mod listener;
-pub mod metrics;
-pub mod news;
 pub mod operator;
-mod places;
+pub mod secret_notices;
 pub mod supervisor;
-pub mod telemetry;
 pub mod verifier;
 pub mod verifier_metrics;
 
-use std::fmt;
-
-/// Why the process could not start or go on.
-#[derive(Debug)]
-pub struct Fatal(String);
-
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// An error that prevents the start of the process or stops it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartupError {
+    /// There is neither a kubeconfig nor a ServiceAccount.
+    #[error("no Kubernetes cluster: {0}; set KUBECONFIG or run inside a Pod")]
+    NoCluster(#[from] kube::config::InferConfigError),
+    /// The kubeconfig or the ServiceAccount can't be used.
+    #[error("cannot create the Kubernetes client: {0}")]
+    Client(#[source] kube::Error),
+    /// The catalogs of `--catalog-dir` can't be read.
+    #[error("--catalog-dir: {0}")]
+    CatalogDirectory(String),
+    /// The file of `--webhook-client-ca` can't be read.
+    #[error("--webhook-client-ca {}: {source}", file.display())]
+    ClientCa {
+        /// The file.
+        file: std::path::PathBuf,
+        /// The cause.
+        source: crate::certs::CertError,
+    },
+    /// TLS can't be configured with the certificates.
+    #[error("cannot configure TLS: {0}")]
+    Tls(#[source] crate::certs::CertError),
+    /// The process can't listen on an address.
+    #[error(transparent)]
+    Bind(#[from] crate::net::listener::BindError),
+    /// A task ended unexpectedly.
+    #[error(transparent)]
+    Task(#[from] supervisor::EndedTask),
 }
 
-/// How to reach the cluster: as a Pod does, or by KUBECONFIG.
-async fn cluster_config() -> Result<kube::Config, Fatal> {
-    kube::Config::infer()
-        .await
-        .map_err(|error| Fatal(format!("no Kubernetes cluster: {error}; set KUBECONFIG or run inside a Pod")))
+/// The configuration of the client, from KUBECONFIG or the ServiceAccount of the Pod.
+async fn cluster_config() -> Result<kube::Config, StartupError> {
+    Ok(kube::Config::infer().await?)
 }

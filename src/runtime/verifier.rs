@@ -1,6 +1,7 @@
-//! Wires the verifier together. Read it from top to bottom: that is the order in which things start.
+//! Wires the verifier together. [`run`] starts its parts from top to bottom.
 
 use std::{
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -11,52 +12,48 @@ use std::{
 
 use futures::{FutureExt, StreamExt};
 use kube::Client;
-use rustls::server::NoServerSessionStorage;
+use rustls::{ServerConfig, server::NoServerSessionStorage};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Fatal,
-    args::VerifierArgs,
-    clock::Clock,
-    cluster_config, health,
-    listener::{self, Bodies, Places},
-    operator::stop_signal,
-    supervisor::Supervisor,
+    StartupError, args::VerifierArgs, cluster_config, health, operator::stop_signal, supervisor::Supervisor,
     verifier_metrics,
 };
 use crate::{
     api::PermissionCatalog,
-    certs::{Files, Resolver},
+    certs::{CertError, Files, Resolver},
+    clock::Clock,
     index::{
         catalogs::Catalogs,
-        feed::{self, Pace},
-        keyring::Keyring,
-        wire::{self, WireKey},
+        key_index::KeyIndex,
+        partial::{self, PartialApiKey},
+        watch::{self, WatchMode},
     },
+    net::listener::{self, Bodies, ConnectionLimit},
     verify::{
-        Options, Verifier,
+        Verifier, VerifierOptions,
+        decision_log::{DecisionLog, Sampling},
         freshness::{Freshness, Stage, WATCH},
-        journal::{Journal, Sampling},
         last_used::LastUsed,
-        server::{BODIES, Checks},
+        server::{BODIES, CheckService},
     },
 };
 
-/// How long requests are still answered after SIGTERM: until no proxy sends anything here any more.
+/// The time for which the verifier serves after SIGTERM, until proxies no longer call it.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If it can't start: no API server, no address to listen on. If a task ends that must not.
-pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
+/// If the verifier can't start, or if a task ends unexpectedly.
+pub async fn run(args: VerifierArgs) -> Result<ExitCode, StartupError> {
     let clock = Clock::system();
     let config = cluster_config().await?;
-    let no_client = |error: kube::Error| Fatal(format!("no Kubernetes client: {error}"));
+    let no_client = StartupError::Client;
     let shutdown = CancellationToken::new();
 
-    // What is known, and how old that is.
-    let keys = Arc::new(Keyring::default());
+    // The in-memory state and its age.
+    let keys = Arc::new(KeyIndex::default());
     let freshness = Freshness::default();
     let lists = Arc::new(AtomicU64::new(0));
     let keys_client = freshness.keys().client(config.clone(), clock.clone()).map_err(no_client)?;
@@ -64,69 +61,38 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     let mut tasks = Supervisor::default();
     tasks.spawn(
         "the watch of ApiKeys",
-        feed_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists)),
+        watch_keys(keys_client, Arc::clone(&keys), freshness.clone(), clock.clone(), Arc::clone(&lists)),
     );
     tasks.spawn(
         "the watch of PermissionCatalogs",
-        feed_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()),
+        watch_catalogs(catalogs_client, Arc::clone(&keys), freshness.clone(), clock.clone()),
     );
 
-    let unless_off = |permission| Some(permission).filter(|permission| permission != "off");
     let heartbeat = freshness.keys().clone();
-    let verifier = Arc::new(Verifier {
-        keys: Arc::clone(&keys),
-        freshness,
-        clock: clock.clone(),
-        options: Options {
-            sources: args.key_from,
-            default_permission: args.default_permission,
-            introspection_permission: unless_off(args.introspection_permission),
-            introspection_cluster_permission: unless_off(args.introspection_cluster_permission),
-            tell_key_names: args.tell_key_names,
-            max_staleness: Some(args.max_staleness).filter(|most| !most.is_zero()),
-        },
-        journal: Journal::new(Sampling {
-            allowed_one_in: args.log_allowed_one_in,
-            refused_per_second: args.log_refused_per_second,
-        }),
-    });
+    let verifier = Arc::new(verifier(&args, Arc::clone(&keys), freshness, clock.clone()));
 
-    // What is told to the cluster, by a client of its own: its requests say nothing of how fresh the watch is.
+    // Writes of lastUsedAt. They have a separate client, since their responses do not prove that the watch is current.
     let last_used = if args.last_used_interval.is_zero() {
         None
     } else {
         let client = Client::try_from(config).map_err(no_client)?;
-        let told = LastUsed { keys, client, heartbeat, interval: args.last_used_interval, writes: Arc::default() };
-        let writes = Arc::clone(&told.writes);
-        tasks.spawn("the writing of lastUsedAt", told.run());
+        let last_used = LastUsed { keys, client, heartbeat, interval: args.last_used_interval, writes: Arc::default() };
+        let writes = Arc::clone(&last_used.writes);
+        tasks.spawn("the writer of lastUsedAt", last_used.run());
         Some(writes)
     };
 
     // The front ends.
-    let certificate = args.tls_dir.map(|directory| {
-        let clock = clock.clone();
-        let files = Files::new(directory, Arc::new(move || clock.now()));
-        let resolver = files.resolver();
-        // Not until shutdown alone: requests are answered for a while longer.
-        tasks.spawn("the watch of the certificate", files.run(CancellationToken::new()));
-        resolver
-    });
-    let tls = certificate.as_ref().map(Resolver::server_config).transpose();
-    let tls = tls.map_err(|error| Fatal(format!("no TLS: {error}")))?.map(|mut config| {
-        // No session outlives its connection: nginx keeps with a session what it thought of the certificate, and would
-        // refuse a good one for as long as it resumes one that was not.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Arc::new(config)
-    });
+    let certificate = args.tls_dir.as_ref().map(|directory| watch_certificate(directory, &clock, &mut tasks));
+    let tls = certificate.as_ref().map(tls_config).transpose().map_err(StartupError::Tls)?;
     let socket = listener::bind("--address", args.address)?;
-    let places = Places::new(args.max_connections.get());
+    let connections = ConnectionLimit::new(args.max_connections.get());
     let bodies = Bodies::new(BODIES);
     let handle = axum_server::Handle::new();
     let mut checks = Supervisor::default();
     checks.spawn("the listener", {
-        let checks = Checks { verifier: Arc::clone(&verifier), bodies: Arc::clone(&bodies) };
-        listener::serve(socket, tls, handle.clone(), Arc::clone(&places), move || checks.clone())
+        let checks = CheckService { verifier: Arc::clone(&verifier), bodies: Arc::clone(&bodies) };
+        listener::serve(socket, tls, handle.clone(), Arc::clone(&connections), move || checks.clone())
     });
 
     // Health and metrics.
@@ -134,7 +100,7 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
         verifier: Arc::clone(&verifier),
         last_used,
         lists,
-        places,
+        connections,
         bodies,
         certificate: certificate.clone(),
     });
@@ -150,10 +116,10 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     };
     if let Some(ended) = ended {
         tracing::error!("{ended}");
-        return Err(Fatal(ended.to_string()));
+        return Err(ended.into());
     }
     tracing::info!("stopping");
-    // Not ready from here on, so that nothing new is sent here; what comes all the same is answered.
+    // The verifier is no longer ready, so that no new requests are routed to it, but it still serves them.
     shutdown.cancel();
     tokio::time::sleep(DRAIN).await;
     handle.graceful_shutdown(Some(DRAIN));
@@ -163,32 +129,75 @@ pub async fn run(args: VerifierArgs) -> Result<ExitCode, Fatal> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// ApiKeys into the keyring. After the catalogues, so that every name in the first list can be told from one that no
-/// catalogue has.
-async fn feed_keys(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
+/// The state that the front ends share.
+fn verifier(args: &VerifierArgs, keys: Arc<KeyIndex>, freshness: Freshness, clock: Clock) -> Verifier {
+    let unless_off = |permission: &String| Some(permission.clone()).filter(|permission| permission != "off");
+    Verifier {
+        keys,
+        freshness,
+        clock,
+        options: VerifierOptions {
+            sources: args.key_from.clone(),
+            default_permission: args.default_permission.clone(),
+            introspection_permission: unless_off(&args.introspection_permission),
+            introspection_cluster_permission: unless_off(&args.introspection_cluster_permission),
+            tell_key_names: args.tell_key_names,
+            max_staleness: Some(args.max_staleness).filter(|max| !max.is_zero()),
+        },
+        decision_log: DecisionLog::new(Sampling {
+            allowed_one_in: args.log_allowed_one_in,
+            refused_per_second: args.log_refused_per_second,
+        }),
+    }
+}
+
+/// Starts the watch of the certificate in a directory.
+fn watch_certificate(directory: &Path, clock: &Clock, tasks: &mut Supervisor) -> Arc<Resolver> {
+    let clock = clock.clone();
+    let files = Files::new(directory, Arc::new(move || clock.now()));
+    let resolver = files.resolver();
+    // This watch does not stop at shutdown, since the verifier serves longer.
+    tasks.spawn("the watch of the certificate", files.run(CancellationToken::new()));
+    resolver
+}
+
+fn tls_config(certificate: &Arc<Resolver>) -> Result<Arc<ServerConfig>, CertError> {
+    let mut config = certificate.server_config()?;
+    // No session resumption. nginx stores the verification result of the certificate with a session, so after an invalid
+    // certificate it would reject a valid one while it resumes that session.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// ApiKeys: into the key index. The catalogs come first, so that the names in the first list of ApiKeys can be
+/// resolved.
+async fn watch_keys(client: Client, keys: Arc<KeyIndex>, freshness: Freshness, clock: Clock, lists: Arc<AtomicU64>) {
     while !freshness.catalogs().is_synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let heartbeat = freshness.keys().clone();
-    let mut events = std::pin::pin!(feed::raw::<WireKey>(client, Pace::Brisk(WATCH), move || heartbeat.failed()));
+    let mut events =
+        std::pin::pin!(watch::raw::<PartialApiKey>(client, WatchMode::Prompt(WATCH), move || heartbeat.failed()));
     while let Some(event) = events.next().await {
         let stage = Stage::of(&event);
-        wire::apply(&keys, event);
+        partial::apply(&keys, event);
         freshness.keys().heard(stage, clock.exact());
         if stage == Stage::Listed {
             lists.fetch_add(1, Ordering::Relaxed);
             let size = keys.size();
-            tracing::info!(keys = size.keys, digests = size.digests, bytes = size.bytes, "all ApiKeys are known");
+            tracing::info!(keys = size.keys, digests = size.digests, bytes = size.bytes, "all ApiKeys are listed");
         }
     }
 }
 
-/// PermissionCatalogs into the keyring.
-async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness, clock: Clock) {
+/// PermissionCatalogs: into the key index.
+async fn watch_catalogs(client: Client, keys: Arc<KeyIndex>, freshness: Freshness, clock: Clock) {
     let mut catalogs = Catalogs::default();
     let heartbeat = freshness.catalogs().clone();
     let failed = move || heartbeat.failed();
-    let mut events = std::pin::pin!(feed::watch_at::<PermissionCatalog>(client, |_| {}, Pace::Brisk(WATCH), failed));
+    let mut events =
+        std::pin::pin!(watch::watch_at::<PermissionCatalog>(client, |_| {}, WatchMode::Prompt(WATCH), failed));
     while let Some(event) = events.next().await {
         if catalogs.apply(&event) {
             keys.set_catalog(catalogs.merged());
@@ -197,13 +206,13 @@ async fn feed_catalogs(client: Client, keys: Arc<Keyring>, freshness: Freshness,
     }
 }
 
-/// Ready once everything was listed and there is a certificate, until shutdown. Not while the API server is away: it
-/// could not be told, and what is known is still good.
+/// Ready from the first complete lists, with a certificate, until shutdown. Readiness does not depend on the API
+/// server: while it is unavailable, it cannot learn of the change, and the state is still usable.
 fn readiness(
     verifier: Arc<Verifier>,
     certificate: Option<Arc<Resolver>>,
     shutdown: CancellationToken,
-) -> health::Readiness {
+) -> health::ReadinessProbe {
     Arc::new(move || {
         let ready = if shutdown.is_cancelled() {
             Err("stopping".to_owned())

@@ -1,5 +1,5 @@
-//! What Prometheus sees of a verifier. Labels come from enums only: no name of an object, user or key is ever a label.
-//! Everything is computed when somebody looks, so that a decision costs one counter.
+//! The metrics of the verifier. Labels come from enums only: no name of an object, user or key is ever a label. They
+//! are computed at each scrape.
 
 use std::{
     fmt,
@@ -11,30 +11,30 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
-use super::listener::{Bodies, Places};
+use crate::net::listener::{Bodies, ConnectionLimit};
 use crate::{
     certs::Resolver,
     verify::{Verifier, last_used::Writes},
 };
 
-/// Where the figures come from.
+/// The sources of the metrics.
 pub struct Sources {
-    /// Decisions, and what they rest on.
+    /// The decisions and their inputs.
     pub verifier: Arc<Verifier>,
-    /// What became of `lastUsedAt`; none if it is not written.
+    /// The counters of writes of `lastUsedAt`. `None` if it is not written.
     pub last_used: Option<Arc<Writes>>,
-    /// How often everything was listed anew.
+    /// The number of complete lists of ApiKeys.
     pub lists: Arc<AtomicU64>,
-    /// The connections of the proxies.
-    pub places: Arc<Places>,
-    /// The memory of bodies.
+    /// The connections of the front ends.
+    pub connections: Arc<ConnectionLimit>,
+    /// The memory budget for request bodies.
     pub bodies: Arc<Bodies>,
-    /// The certificate; none for plain HTTP.
+    /// The certificate. `None` for plain HTTP.
     pub certificate: Option<Arc<Resolver>>,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// A registry of all of it.
+/// Returns a registry with all metrics.
 #[must_use]
 pub fn registry(sources: Sources) -> Arc<Registry> {
     let mut registry = Registry::with_prefix("keywright_verifier");
@@ -55,13 +55,23 @@ pub fn registry(sources: Sources) -> Arc<Registry> {
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let verifier = &self.verifier;
-        let mut decisions = encoder.encode_descriptor("decisions", "Requests judged", None, MetricType::Counter)?;
-        for (front_end, refused, count) in verifier.journal.counts() {
+        let mut decisions = encoder.encode_descriptor("decisions", "Decisions", None, MetricType::Counter)?;
+        for (front_end, refused, count) in verifier.decision_log.counts() {
             let verdict = if refused.is_none() { "Allowed" } else { "Refused" };
             let reason = refused.map_or("", |reason| reason.name());
             let labels = [("front_end", front_end.name()), ("verdict", verdict), ("reason", reason)];
             ConstCounter::new(count).encode(decisions.encode_family(&labels)?)?;
         }
+        let (sum, buckets) = verifier.decision_log.durations.snapshot();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        encoder
+            .encode_descriptor(
+                "check_duration",
+                "Time from the parsed request to the decision",
+                Some(&Unit::Seconds),
+                MetricType::Histogram,
+            )?
+            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         let mut counter = |name: &str, help: &str, values: &[(&[(&str, &str)], u64)]| {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, value) in values {
@@ -69,13 +79,18 @@ impl Collector for Sources {
             }
             Ok::<(), fmt::Error>(())
         };
-        counter("refusals_unlogged", "Refusals that the log had no room for", &[(&[], verifier.journal.unlogged())])?;
-        counter("lists", "How often all ApiKeys were listed", &[(&[], self.lists.load(Ordering::Relaxed))])?;
-        let turned_away = [(&[] as &[_], self.places.turned_away())];
-        counter("connections_turned_away", "Connections for which there was no place", &turned_away)?;
-        let closed_idle = [(&[] as &[_], self.places.closed_idle())];
-        counter("connections_closed_idle", "Idle connections that were closed to make room for others", &closed_idle)?;
-        let reasons: Vec<_> = self.bodies.refused().map(|(why, count)| ([("reason", why.name())], count)).collect();
+        counter(
+            "refusals_unlogged",
+            "Rejections beyond the rate of the log",
+            &[(&[], verifier.decision_log.unlogged())],
+        )?;
+        counter("lists", "Complete lists of ApiKeys", &[(&[], self.lists.load(Ordering::Relaxed))])?;
+        let rejected = [(&[] as &[_], self.connections.rejected())];
+        counter("connections_turned_away", "Connections rejected because all others were in use", &rejected)?;
+        let closed_idle = [(&[] as &[_], self.connections.closed_idle())];
+        counter("connections_closed_idle", "Idle connections closed for new ones", &closed_idle)?;
+        let reasons = self.bodies.refused().map(|(reason, count)| ([("reason", reason.name())], count));
+        let reasons: Vec<_> = reasons.collect();
         let reasons: Vec<(&[_], _)> = reasons.iter().map(|(labels, count)| (labels.as_slice(), *count)).collect();
         counter("bodies_refused", "Requests whose body did not arrive", &reasons)?;
         if let Some(writes) = &self.last_used {
@@ -90,30 +105,30 @@ impl Collector for Sources {
         };
         let size = verifier.keys.size();
         gauge("keys", "ApiKeys that have a value", size.keys as f64)?;
-        gauge("digests", "Values of keys, known by digest; two in the overlap of a rotation", size.digests as f64)?;
+        gauge("digests", "Values of keys; two in the overlap of a rotation", size.digests as f64)?;
         gauge(
             "duplicate_digests",
-            "Values that another ApiKey has too, for which they were written first",
+            "Values that another ApiKey owns, for which they were written first",
             size.duplicates as f64,
         )?;
         gauge("grant_sets", "Different sets of presets and permissions", size.grants as f64)?;
         gauge("index_bytes", "Memory of the index", size.bytes as f64)?;
         gauge(
             "names_left_out",
-            "Names of permissions that no catalogue has and for which the index has no room",
+            "Names of permissions that no catalog defines and for which the index has no room",
             size.names_left_out as f64,
         )?;
-        gauge("connections", "Connections that are open", self.places.taken() as f64)?;
-        gauge("synced", "Whether every key and catalogue was listed", f64::from(u8::from(verifier.is_synced())))?;
+        gauge("connections", "Open connections", self.connections.open() as f64)?;
+        gauge("synced", "Whether all keys and catalogs were listed", f64::from(u8::from(verifier.is_synced())))?;
         if let Some(age) = verifier.freshness.age(verifier.clock.exact()) {
-            gauge("staleness_seconds", "Since when the API server was not heard", age.as_secs_f64())?;
+            gauge("staleness_seconds", "Time since the last response of the API server", age.as_secs_f64())?;
         }
-        if let Some(most) = verifier.options.max_staleness {
-            gauge("max_staleness_seconds", "Staleness from which on nobody passes", most.as_secs_f64())?;
+        if let Some(max) = verifier.options.max_staleness {
+            gauge("max_staleness_seconds", "Staleness at which all requests are rejected", max.as_secs_f64())?;
         }
         let status = self.certificate.as_ref().map(|resolver| resolver.status());
         if let Some(end) = status.and_then(|status| status.leaf_not_after) {
-            gauge("certificate_expiry_timestamp_seconds", "When the certificate expires", end.as_second() as f64)?;
+            gauge("certificate_expiry_timestamp_seconds", "Expiry of the certificate", end.as_second() as f64)?;
         }
         Ok(())
     }

@@ -1,15 +1,15 @@
-//! The operator's own keys: they encrypt values at rest, and they authenticate the records in Secrets. Also here: the
-//! encryption of an answer to the person who asked.
+//! The operator's own keys, which encrypt values at rest and authenticate the records in Secrets, and the encryption of
+//! a revealed value to its recipient.
 //!
-//! [`Keyring`] holds age identities, which seal values, and record keys, which authenticate records; of both the newest
-//! is first. A sealed value names the key that it belongs to, so that it can't be used for another one. The recipients of
-//! the identities are published nowhere, so that only the operator can seal to them. [`Keeper`] keeps the keyring in a
+//! [`SealingKeys`] holds age identities, which seal values, and record keys, which authenticate records; the newest of
+//! each is first. A sealed value names its ApiKey, so that it can't be used for another one. The recipients of the
+//! identities are not published, so that only the operator can seal to them. [`SealingKeyStore`] keeps the keys in a
 //! Secret.
 //!
-//! A backup of sealed values is of use only with a backup of that Secret, and only with it are restored records
-//! authentic: `kubectl -n keywright-system get secret keywright-sealing-keys -o yaml`.
+//! Restored sealed values and records are usable only with a backup of that Secret:
+//! `kubectl -n keywright-system get secret keywright-sealing-keys -o yaml`.
 
-mod keeper;
+mod key_store;
 mod record_key;
 
 use std::{fmt, io::Read};
@@ -21,63 +21,64 @@ use age::{
 };
 use secrecy::{SecretSlice, SecretString};
 
-pub use self::keeper::{IDENTITIES, Keeper, RECORD_KEYS, ROTATE_REQUESTED_AT, ROTATED_AT};
+pub use self::key_store::{IDENTITIES, RECORD_KEYS, ROTATE_REQUESTED_AT, ROTATED_AT, SealingKeyStore};
 use self::record_key::RecordKey;
 use crate::domain::record::{Record, Subject};
 
-/// What could not be done; it quotes neither values nor identities.
+/// An error of sealing. Messages quote neither values nor keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// The identities are no identity file of age.
+    /// The identities are not an age identity file.
     #[error("the sealing keys can't be read: restore them from a backup")]
     Identities,
     /// The record keys are not lines of 64 hex digits.
     #[error("the record keys can't be read: restore them from a backup")]
     RecordKeys,
-    /// The system's random source failed.
+    /// The random source of the system failed.
     #[error("the system's random source failed")]
     Random,
-    /// The recipient is neither of age nor of SSH.
-    #[error("the recipient is no age recipient (age1...) and no SSH public key (ssh-ed25519 or ssh-rsa)")]
+    /// The recipient is neither an age recipient nor an SSH public key.
+    #[error("the recipient is neither an age recipient (age1...) nor an SSH public key (ssh-ed25519 or ssh-rsa)")]
     Recipient,
     /// Encryption failed.
     #[error("the value could not be encrypted")]
     Encrypt,
-    /// No identity opens it.
+    /// No identity opens the value.
     #[error("no sealing key opens the value: restore the sealing keys from a backup")]
     Open,
 }
 
-/// The operator's keys, the newest first. The keyring can't be printed; identities leave memory zeroed.
-pub struct Keyring {
+/// The operator's keys, the newest first. Debug output omits the keys; identities are zeroed when dropped.
+pub struct SealingKeys {
     identities: Vec<Identity>,
     record_keys: Vec<RecordKey>,
 }
 
-impl fmt::Debug for Keyring {
+impl fmt::Debug for SealingKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keyring of {} identities and {} record keys", self.identities.len(), self.record_keys.len())
+        write!(f, "SealingKeys of {} identities and {} record keys", self.identities.len(), self.record_keys.len())
     }
 }
 
-/// A value that was sealed, and which value of its key it is.
+/// A value that was sealed, with its generation.
 pub struct Opened {
     /// The value.
     pub value: SecretSlice<u8>,
-    /// Its generation.
+    /// The number of the value of its ApiKey, counted from 1.
     pub generation: i64,
 }
 
-/// The first line inside a sealed value: the key that it belongs to. A sealed value is a text of two lines.
+/// Returns the start of the first line inside a sealed value, which names the ApiKey; its generation follows. The
+/// second line is the value.
 fn heading(subject: &Subject) -> String {
-    // A restore by other means than a backup changes the uid and the creator.
-    let lasting = Subject { uid: String::new(), creator: None, ..subject.clone() };
-    // JSON has no line ends.
-    format!("keywright.dev/sealed/v1 {} ", serde_json::to_string(&lasting).unwrap_or_default())
+    // A restore without a backup of the uid and the creator changes both.
+    let stable = Subject { uid: String::new(), creator: None, ..subject.clone() };
+    // Compact JSON has no line ends.
+    format!("keywright.dev/sealed/v1 {} ", serde_json::to_string(&stable).unwrap_or_default())
 }
 
-impl Keyring {
-    /// A new keyring of one identity and one record key.
+impl SealingKeys {
+    /// Generates one identity and one record key.
     ///
     /// # Errors
     /// If the random source fails.
@@ -85,11 +86,11 @@ impl Keyring {
         Ok(Self { identities: vec![Identity::generate()], record_keys: vec![RecordKey::generate()?] })
     }
 
-    /// Reads an identity file of age (an identity a line, comments begin with `#`), and record keys likewise. A keyring
-    /// of an earlier version has no record keys.
+    /// Parses an age identity file (one identity per line, comments begin with `#`), and record keys in the same
+    /// format. Earlier versions wrote no record keys.
     ///
     /// # Errors
-    /// If a line is no identity or no record key, or there is no identity.
+    /// If a line is not an identity or record key, or there is no identity.
     pub fn parse(identities: &str, record_keys: &str) -> Result<Self, SealError> {
         let identities = lines(identities).map(|line| line.parse().map_err(|_| SealError::Identities));
         let identities = identities.collect::<Result<Vec<_>, _>>()?;
@@ -100,7 +101,7 @@ impl Keyring {
         Ok(Self { identities, record_keys })
     }
 
-    /// Whether there is a key to authenticate records with.
+    /// Whether there is a record key.
     #[must_use]
     pub fn has_record_key(&self) -> bool {
         !self.record_keys.is_empty()
@@ -115,7 +116,8 @@ impl Keyring {
         Ok(())
     }
 
-    /// Adds an identity and a record key before the others, which still open and authenticate what is theirs.
+    /// Adds an identity and a record key before the others, which still open their values and authenticate their
+    /// records.
     ///
     /// # Errors
     /// If the random source fails.
@@ -124,7 +126,7 @@ impl Keyring {
         self.add_record_key()
     }
 
-    /// The identity file, for the one Secret that holds it.
+    /// The identity file, for the Secret of the sealing keys.
     #[must_use]
     pub fn identities_text(&self) -> SecretString {
         let mut text = String::new();
@@ -135,20 +137,20 @@ impl Keyring {
         text.into()
     }
 
-    /// The record keys, for the one Secret that holds them: 64 hex digits a line.
+    /// The record keys, for the Secret of the sealing keys: 64 hex digits per line.
     #[must_use]
     pub fn record_keys_text(&self) -> SecretString {
         self.record_keys.iter().fold(String::new(), |text, key| text + key.text() + "\n").into()
     }
 
-    /// Encrypts a value to the newest identity, together with the key and the generation that it belongs to.
+    /// Encrypts a value to the newest identity, together with its ApiKey and generation.
     ///
     /// # Errors
     /// If encryption fails.
     pub fn seal(&self, record: &Record, value: &[u8]) -> Result<Vec<u8>, SealError> {
         let newest = self.identities.first().ok_or(SealError::Identities)?;
         let heading = format!("{}{}\n", heading(&record.subject), record.current.generation);
-        // Room from the start: growing would leave copies behind.
+        // Allocated at full size: growing the buffer would leave copies of the value in memory.
         let mut text = Vec::with_capacity(heading.len() + value.len());
         text.extend(heading.as_bytes());
         text.extend(value);
@@ -157,15 +159,15 @@ impl Keyring {
         sealed
     }
 
-    /// Opens what this keyring sealed for a key, whichever of its identities did.
+    /// Opens a value that was sealed for an ApiKey by any of these identities.
     ///
     /// # Errors
-    /// If none opens it, or it was sealed for another key.
+    /// If no identity opens the value, or it was sealed for another ApiKey.
     pub fn open(&self, subject: &Subject, ciphertext: &[u8]) -> Result<Opened, SealError> {
         let decryptor = age::Decryptor::new_buffered(ciphertext).map_err(|_| SealError::Open)?;
         let identities = self.identities.iter().map(|identity| identity as &dyn age::Identity);
         let mut reader = decryptor.decrypt(identities).map_err(|_| SealError::Open)?;
-        // Room from the start: growing would leave copies behind.
+        // Allocated at full size: growing the buffer would leave copies of the value in memory.
         let mut text = Vec::with_capacity(ciphertext.len());
         let opened = match reader.read_to_end(&mut text) {
             Ok(_) => unwrap(subject, &text),
@@ -175,7 +177,7 @@ impl Keyring {
         opened.ok_or(SealError::Open)
     }
 
-    /// The message authentication code of the text of a record, by the newest record key: 64 hex digits.
+    /// Returns the message authentication code of the text of a record, by the newest record key: 64 hex digits.
     ///
     /// # Errors
     /// If there is no record key.
@@ -183,19 +185,19 @@ impl Keyring {
         self.record_keys.first().map(|key| key.sign(record)).ok_or(SealError::RecordKeys)
     }
 
-    /// Whether a message authentication code of the text of a record is by one of the record keys.
+    /// Whether one of the record keys made this message authentication code of the text of a record.
     #[must_use]
     pub fn is_authentic(&self, record: &str, mac: &str) -> bool {
         self.record_keys.iter().any(|key| key.verifies(record, mac))
     }
 }
 
-/// The lines of a key file that hold a key.
+/// Returns the lines of a key file that hold a key.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// The value in the text of a sealed value, if that is for this key.
+/// Returns the value in the text of a sealed value, if it was sealed for this ApiKey.
 fn unwrap(subject: &Subject, text: &[u8]) -> Option<Opened> {
     let rest = text.strip_prefix(heading(subject).as_bytes())?;
     let end = rest.iter().position(|byte| *byte == b'\n')?;
@@ -203,10 +205,10 @@ fn unwrap(subject: &Subject, text: &[u8]) -> Option<Opened> {
     Some(Opened { value: rest[end + 1..].to_vec().into(), generation })
 }
 
-/// Encrypts a value to a person: an age recipient (`age1...`) or an SSH public key. The answer is ASCII armor.
+/// Encrypts a value to an age recipient (`age1...`) or an SSH public key. The result is ASCII armor.
 ///
 /// # Errors
-/// If the recipient can't be read, or encryption fails.
+/// If the recipient is invalid, or encryption fails.
 pub fn encrypt_to(recipient: &str, value: &[u8]) -> Result<String, SealError> {
     let recipient = recipient.trim();
     if recipient.starts_with("age1") {
@@ -224,7 +226,7 @@ mod tests {
 
     const VALUE: &[u8] = b"kwt_not-a-key";
 
-    // A key pair for this test alone.
+    // A key pair for this test only.
     const SSH_PUBLIC: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzut6S2Nxq53UHQcdrX6Pvc1gMQBNNC96/GCcsugRJT test";
     const SSH_PRIVATE: &str = "\
 -----BEGIN OPENSSH PRIVATE KEY-----
@@ -263,20 +265,20 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
         }
     }
 
-    /// The keyring as its Secret has it, read again.
-    fn reread(ring: &Keyring) -> Keyring {
-        Keyring::parse(ring.identities_text().expose_secret(), ring.record_keys_text().expose_secret()).unwrap()
+    /// Writes the keys as their Secret holds them, and parses them again.
+    fn reread(ring: &SealingKeys) -> SealingKeys {
+        SealingKeys::parse(ring.identities_text().expose_secret(), ring.record_keys_text().expose_secret()).unwrap()
     }
 
     #[test]
-    fn what_is_sealed_opens_with_every_later_keyring_and_with_no_other() {
-        let first = Keyring::generate().unwrap();
+    fn a_sealed_value_opens_with_its_own_and_later_keys_only() {
+        let first = SealingKeys::generate().unwrap();
         let old = first.seal(&record("k", 3), VALUE).unwrap();
         assert!(!old.windows(VALUE.len()).any(|part| part == VALUE));
         let mut second = reread(&first);
         second.rotate().unwrap();
         let second = reread(&second);
-        assert_eq!(format!("{second:?}"), "Keyring of 2 identities and 2 record keys");
+        assert_eq!(format!("{second:?}"), "SealingKeys of 2 identities and 2 record keys");
         let new = second.seal(&record("k", 4), VALUE).unwrap();
         for (ring, sealed, generation) in
             [(&first, &old, Some(3)), (&second, &old, Some(3)), (&second, &new, Some(4)), (&first, &new, None)]
@@ -285,18 +287,18 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
             assert!(opened.as_ref().is_none_or(|opened| opened.value.expose_secret() == VALUE));
             assert_eq!(opened.map(|opened| opened.generation), generation);
         }
-        let is_refused = |ring: &Keyring, sealed: &[u8]| {
+        let fails_to_open = |ring: &SealingKeys, sealed: &[u8]| {
             matches!(ring.open(&subject("k"), sealed).map(|_| ()), Err(SealError::Open))
         };
-        assert!(is_refused(&Keyring::generate().unwrap(), &old));
+        assert!(fails_to_open(&SealingKeys::generate().unwrap(), &old));
         let mut broken = old.clone();
         *broken.last_mut().unwrap() ^= 1;
-        assert!(is_refused(&first, &broken));
+        assert!(fails_to_open(&first, &broken));
     }
 
     #[test]
-    fn what_is_sealed_for_one_key_opens_for_no_other() {
-        let ring = Keyring::generate().unwrap();
+    fn a_value_sealed_for_one_api_key_does_not_open_for_another() {
+        let ring = SealingKeys::generate().unwrap();
         let sealed = ring.seal(&record("k", 1), VALUE).unwrap();
         let own = subject("k");
         assert!(ring.open(&Subject { uid: "restored".to_owned(), ..own.clone() }, &sealed).is_ok());
@@ -313,37 +315,39 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
     }
 
     #[test]
-    fn a_record_is_authentic_by_its_own_code_alone() {
-        let first = Keyring::generate().unwrap();
+    fn a_record_is_authentic_only_with_its_own_code() {
+        let first = SealingKeys::generate().unwrap();
         let mac = first.authenticate("{}").unwrap();
         let mut second = reread(&first);
         second.rotate().unwrap();
-        assert!(first.is_authentic("{}", &mac) && reread(&second).is_authentic("{}", &mac), "also by a later keyring");
+        assert!(first.is_authentic("{}", &mac) && reread(&second).is_authentic("{}", &mac), "also with later keys");
         assert_ne!(second.authenticate("{}").unwrap(), mac);
         for (text, mac) in [("{ }", mac.as_str()), ("{}", ""), ("{}", "00"), ("{}", &mac[2..]), ("{}", "xyz")] {
             assert!(!first.is_authentic(text, mac), "{text} {mac}");
         }
-        assert!(!Keyring::generate().unwrap().is_authentic("{}", &mac));
-        let before = Keyring::parse(first.identities_text().expose_secret(), "").unwrap();
+        assert!(!SealingKeys::generate().unwrap().is_authentic("{}", &mac));
+        let before = SealingKeys::parse(first.identities_text().expose_secret(), "").unwrap();
         assert!(!before.has_record_key() && !before.is_authentic("{}", &mac) && before.authenticate("{}").is_err());
     }
 
     #[test]
-    fn key_files_are_read_strictly() {
-        let ring = Keyring::generate().unwrap();
+    fn invalid_key_files_are_rejected() {
+        let ring = SealingKeys::generate().unwrap();
         let (identities, keys) = (ring.identities_text(), ring.record_keys_text());
         let (identities, keys) = (identities.expose_secret(), keys.expose_secret());
-        assert!(Keyring::parse(&format!("# made by age-keygen\n\n{identities}"), &format!("# none\n{keys}")).is_ok());
+        assert!(
+            SealingKeys::parse(&format!("# made by age-keygen\n\n{identities}"), &format!("# none\n{keys}")).is_ok()
+        );
         for broken in ["", "# nothing", "nonsense", &format!("{identities}nonsense")] {
-            assert!(Keyring::parse(broken, keys).is_err());
+            assert!(SealingKeys::parse(broken, keys).is_err());
         }
         for broken in ["nonsense", &format!("{keys}00"), &keys.replace('\n', "00")] {
-            assert!(Keyring::parse(identities, broken).is_err());
+            assert!(SealingKeys::parse(identities, broken).is_err());
         }
     }
 
     #[test]
-    fn an_answer_opens_for_its_recipient_alone() {
+    fn an_encrypted_value_opens_for_its_recipient_only() {
         let (alice, bob) = (Identity::generate(), Identity::generate());
         let armored = encrypt_to(&alice.to_public().to_string(), VALUE).unwrap();
         assert!(armored.starts_with("-----BEGIN AGE ENCRYPTED FILE-----"));
@@ -352,7 +356,7 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
     }
 
     #[test]
-    fn an_answer_can_be_for_an_ssh_key() {
+    fn a_value_can_be_encrypted_to_an_ssh_key() {
         let identity = ssh::Identity::from_buffer(SSH_PRIVATE.as_bytes(), None).unwrap();
         let armored = encrypt_to(SSH_PUBLIC, VALUE).unwrap();
         assert_eq!(age::decrypt(&identity, armored.as_bytes()).unwrap(), VALUE);
@@ -360,7 +364,7 @@ AAAEAFeNFMfPHvxvtPzHecKvIWTlgzDd9j359RtPl68rnREfzut6S2Nxq53UHQcdrX6Pvc
     }
 
     #[test]
-    fn a_recipient_that_is_none_is_refused() {
+    fn invalid_recipients_are_rejected() {
         for nonsense in ["", "age1", "age1nonsense", "ssh-ed25519 AAAA", "ssh-dss AAAA", "mallory"] {
             assert_eq!(encrypt_to(nonsense, VALUE).unwrap_err(), SealError::Recipient, "{nonsense}");
         }

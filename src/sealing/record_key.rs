@@ -1,4 +1,4 @@
-//! One key that authenticates records.
+//! The key that authenticates records.
 
 use rand::{TryRng, rngs::SysRng};
 use ring::hmac;
@@ -7,17 +7,17 @@ use secrecy::{ExposeSecret, SecretString};
 use super::SealError;
 use crate::domain::hex;
 
-/// What is authenticated begins with this, so that a code is for a record and for nothing else.
+/// The prefix of every authenticated text, so that a code is valid for records only.
 const PURPOSE: &[u8] = b"keywright.dev/record/v1\0";
 
-/// 32 random bytes, for HMAC-SHA-256.
+/// A key of 32 random bytes for HMAC-SHA-256.
 pub(super) struct RecordKey {
     text: SecretString,
     key: hmac::Key,
 }
 
 impl RecordKey {
-    /// A new key.
+    /// Generates a key.
     pub(super) fn generate() -> Result<Self, SealError> {
         let mut bytes = [0_u8; 32];
         SysRng.try_fill_bytes(&mut bytes).map_err(|_| SealError::Random)?;
@@ -30,7 +30,7 @@ impl RecordKey {
         Self { text: hex::encode(bytes).into(), key: hmac::Key::new(hmac::HMAC_SHA256, bytes) }
     }
 
-    /// Reads 64 hex digits.
+    /// Parses 64 hex digits.
     pub(super) fn parse(text: &str) -> Result<Self, SealError> {
         let mut bytes = hex::decode(text).ok_or(SealError::RecordKeys)?;
         let key = Self::of(&bytes);
@@ -43,7 +43,7 @@ impl RecordKey {
         self.text.expose_secret()
     }
 
-    /// The code of a record's text.
+    /// Returns the message authentication code of the text of a record: 64 hex digits.
     pub(super) fn sign(&self, record: &str) -> String {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(PURPOSE);
@@ -51,7 +51,7 @@ impl RecordKey {
         hex::encode(context.sign().as_ref())
     }
 
-    /// Whether a code is that of a record's text. The comparison takes the same time wherever they differ.
+    /// Whether a code is that of the text of a record, compared in constant time.
     pub(super) fn verifies(&self, record: &str, mac: &str) -> bool {
         hex::decode(mac)
             .is_some_and(|mac| hmac::verify(&self.key, &[PURPOSE, record.as_bytes()].concat(), &mac).is_ok())

@@ -1,4 +1,4 @@
-//! What a proxy is told, and through it the client.
+//! The responses to a proxy, which forwards refusals to the client.
 
 use std::{borrow::Cow, fmt::Write};
 
@@ -7,21 +7,22 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::decision::{Identity, Refusal};
+use super::decision::{KeyIdentity, Refusal};
 use crate::{api::KeyType, domain::verification::Reason};
 
-/// The identity headers. An allow answer sets every one of them, empty if need be: a proxy that copies only what is
-/// there would let a client's own through.
+/// The identity headers. An allow response sets every one of them, empty if it has no value: otherwise a proxy could
+/// let a header of the same name from the client through.
 pub const IDENTITY: [&str; 5] =
     ["x-keywright-key-id", "x-keywright-key-name", "x-keywright-key-type", "x-keywright-team", "x-keywright-user"];
 
-/// What of a user name can't stand in a header as it is. The percent sign too, so that it can be read back.
+/// The characters of a user name that are percent-encoded in a header. The percent sign is one, so that the encoding is
+/// reversible.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 
-/// The values of the identity headers, in their order.
+/// Returns the values of the identity headers, in the order of [`IDENTITY`].
 #[must_use]
-pub fn identity(identity: Identity) -> [Cow<'static, str>; 5] {
-    let Identity { id, name, team, user, key_type } = identity;
+pub fn identity(identity: KeyIdentity) -> [Cow<'static, str>; 5] {
+    let KeyIdentity { id, name, team, user, key_type } = identity;
     let user = match Cow::from(utf8_percent_encode(&user, ESCAPED)) {
         Cow::Borrowed(_) => user,
         Cow::Owned(escaped) => escaped,
@@ -29,7 +30,7 @@ pub fn identity(identity: Identity) -> [Cow<'static, str>; 5] {
     [id.into(), name.into(), type_name(key_type).into(), team.into(), user.into()]
 }
 
-/// The name of a type, as the spec has it.
+/// Returns the name of a type, as in the spec.
 #[must_use]
 pub const fn type_name(key_type: KeyType) -> &'static str {
     match key_type {
@@ -39,13 +40,13 @@ pub const fn type_name(key_type: KeyType) -> &'static str {
     }
 }
 
-/// Lets a request pass.
+/// Returns the response that allows a request.
 #[must_use]
-pub fn allow(who: Identity) -> Response<Full<Bytes>> {
+pub fn allow(key: KeyIdentity) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     let headers = response.headers_mut();
     headers.reserve(IDENTITY.len() + 1);
-    for (name, value) in IDENTITY.into_iter().zip(identity(who)) {
+    for (name, value) in IDENTITY.into_iter().zip(identity(key)) {
         let value = match value {
             Cow::Borrowed(value) => HeaderValue::from_static(value),
             Cow::Owned(value) => header_value(value),
@@ -55,12 +56,12 @@ pub fn allow(who: Identity) -> Response<Full<Bytes>> {
     response
 }
 
-/// A header's value; empty if there could be anything in it that no header may have.
+/// Returns a header value; empty if the text has bytes that no header may have.
 fn header_value(value: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(value)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Refuses a request.
+/// Returns the response that refuses a request.
 #[must_use]
 pub fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body(refusal)));
@@ -69,13 +70,13 @@ pub fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
     response
 }
 
-/// The status code of a refusal.
+/// Returns the status code of a refusal.
 #[must_use]
 pub fn status(reason: Reason) -> StatusCode {
     StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::FORBIDDEN)
 }
 
-/// The headers of a refusal.
+/// Adds the headers of a refusal.
 pub fn refusal_headers(refusal: &Refusal, headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -86,7 +87,7 @@ pub fn refusal_headers(refusal: &Refusal, headers: &mut HeaderMap) {
     }
 }
 
-/// The challenge of RFC 6750, section 3.
+/// Returns the challenge of RFC 6750, section 3.
 fn challenge(refusal: &Refusal) -> String {
     let mut challenge = "Bearer realm=\"keywright\"".to_owned();
     if let Some(error) = refusal.reason.error() {
@@ -98,7 +99,7 @@ fn challenge(refusal: &Refusal) -> String {
     challenge
 }
 
-/// The body of a refusal.
+/// Returns the body of a refusal.
 #[must_use]
 pub fn body(refusal: &Refusal) -> String {
     let error = refusal.reason.error().unwrap_or(match refusal.reason.status() {
@@ -112,8 +113,8 @@ pub fn body(refusal: &Refusal) -> String {
 mod tests {
     use super::*;
 
-    fn someone(user: &str) -> Identity {
-        Identity {
+    fn key_of_user(user: &str) -> KeyIdentity {
+        KeyIdentity {
             id: "key_0123456789abcdef".to_owned(),
             name: "checkout".to_owned(),
             team: "shop".to_owned(),
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allow_answer_has_every_identity_header_whatever_the_user_is_called() {
+    fn an_allow_response_has_every_identity_header_for_any_user_name() {
         for (user, header) in [
             ("", ""),
             ("alice@example.com", "alice@example.com"),
@@ -131,7 +132,7 @@ mod tests {
             ("a\r\nx-evil: 1", "a%0D%0Ax-evil:%201"),
             ("J\u{fc}rgen 100%", "J%C3%BCrgen%20100%25"),
         ] {
-            let response = allow(someone(user));
+            let response = allow(key_of_user(user));
             assert_eq!(response.status(), 200);
             for name in IDENTITY {
                 assert_eq!(response.headers().get_all(name).iter().count(), 1, "{name}");
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_rfc_6750_says() {
+    fn a_refusal_has_the_status_and_challenge_of_rfc_6750() {
         let of = |reason| refuse(&Refusal::of(reason));
         let challenge = |response: &Response<Full<Bytes>>| {
             response.headers().get("www-authenticate").map(|value| value.to_str().unwrap().to_owned())

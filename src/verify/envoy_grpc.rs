@@ -1,8 +1,8 @@
 //! Envoy's external authorization, `envoy.service.auth.v3.Authorization`, over gRPC.
 //!
-//! What the route asks for comes from its `context_extensions`, which only Envoy's configuration can set. The messages
-//! are those parts of Envoy's that are read or written here, under Envoy's own numbers; what else there is in a request
-//! is skipped, not copied.
+//! The requirement of a route comes from its `context_extensions`, which only the configuration of Envoy can set. The
+//! message types here have only those fields of Envoy's messages that are read or written, under their original
+//! numbers; the decoder skips other fields without copying them.
 
 use std::{
     borrow::Cow,
@@ -15,7 +15,7 @@ use hyper::body::{Body, Bytes};
 use tonic::{Status, server::UnaryService};
 use tonic_prost::ProstCodec;
 
-use super::{Verifier, answer, decision::Identity, journal::FrontEnd};
+use super::{Verifier, answer, decision::KeyIdentity, decision_log::FrontEnd};
 use crate::domain::{
     credential::{self, Credential, Source},
     requirement::Requirement,
@@ -25,11 +25,11 @@ use crate::domain::{
 /// The path of the one method.
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// The largest message: the headers that Envoy lets through by default (60 KiB), the path once more, and what Envoy says
-/// besides.
+/// The maximum size of a message in bytes: the headers that Envoy accepts by default (60 KiB), the path once more, and
+/// further attributes.
 pub const LARGEST: usize = 128 << 10;
 
-/// Answers one call.
+/// Answers one gRPC call.
 pub async fn call<B>(verifier: Arc<Verifier>, request: Request<B>) -> Response<tonic::body::Body>
 where
     B: Body + Send + 'static,
@@ -51,12 +51,12 @@ impl UnaryService<CheckRequest> for Check {
     }
 }
 
-/// Decides what a message asks.
+/// Decides on a request message.
 #[must_use]
 pub fn check(verifier: &Verifier, message: &CheckRequest) -> CheckResponse {
-    let nothing = (AttributeContext::default(), HttpRequest::default());
-    let attributes = message.attributes.as_ref().unwrap_or(&nothing.0);
-    let request = attributes.request.as_ref().and_then(|request| request.http.as_ref()).unwrap_or(&nothing.1);
+    let defaults = (AttributeContext::default(), HttpRequest::default());
+    let attributes = message.attributes.as_ref().unwrap_or(&defaults.0);
+    let request = attributes.request.as_ref().and_then(|request| request.http.as_ref()).unwrap_or(&defaults.1);
     let options = &verifier.options;
     let extensions = attributes.context_extensions.iter();
     let requirement = Requirement::of(
@@ -90,7 +90,7 @@ pub fn check(verifier: &Verifier, message: &CheckRequest) -> CheckResponse {
     }
 }
 
-fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest) -> OkHttpResponse {
+fn allow(identity: KeyIdentity, credential: &Credential<'_>, request: &HttpRequest) -> OkHttpResponse {
     let values = answer::identity(identity);
     let names = answer::IDENTITY.into_iter();
     let headers = names.zip(values).map(|(name, value)| {
@@ -110,8 +110,8 @@ fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest)
             }
         }
     }
-    // To many upstreams X_Keywright_User, or X.Keywright.User, is the same header: what a client sends by such a name never
-    // arrives.
+    // Many upstreams treat X_Keywright_User and X.Keywright.User as the same header, so such headers of the client are
+    // removed.
     let alike = |name: &&Bytes| answer::IDENTITY.iter().any(|own| is_alike(name, own));
     let raw = request.header_map.iter().flat_map(|map| &map.headers).map(|header| &header.key);
     let names = request.headers.iter().map(|pair| &pair.key).chain(raw);
@@ -119,13 +119,13 @@ fn allow(identity: Identity, credential: &Credential<'_>, request: &HttpRequest)
     answer
 }
 
-/// Whether an upstream could take a name for another that is not the same.
+/// Whether a name differs from `own`, and an upstream could treat both as the same.
 fn is_alike(name: &[u8], own: &str) -> bool {
     let folded = |byte: &u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
     name.len() == own.len() && !name.eq_ignore_ascii_case(own.as_bytes()) && name.iter().map(folded).eq(own.bytes())
 }
 
-/// The gRPC code of a refusal (`google.rpc.Code`).
+/// Returns the gRPC code of a refusal (`google.rpc.Code`).
 const fn code(reason: Reason) -> i32 {
     match reason.status() {
         400 => 3,
@@ -138,7 +138,7 @@ const fn code(reason: Reason) -> i32 {
 /// `envoy.service.auth.v3.CheckRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CheckRequest {
-    /// What Envoy knows of the request.
+    /// The attributes of the request.
     #[prost(message, optional, tag = "1")]
     pub attributes: Option<AttributeContext>,
 }
@@ -149,7 +149,7 @@ pub struct AttributeContext {
     /// The request.
     #[prost(message, optional, tag = "4")]
     pub request: Option<AttributeRequest>,
-    /// What the route's configuration says. A map, read as what it is on the wire.
+    /// The extensions from the configuration of the route. A map, decoded as its entries on the wire.
     #[prost(message, repeated, tag = "10")]
     pub context_extensions: Vec<Extension>,
 }
@@ -165,27 +165,27 @@ pub struct AttributeRequest {
 /// `envoy.service.auth.v3.AttributeContext.HttpRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HttpRequest {
-    /// The headers, those of one name joined by commas.
+    /// The headers; values of the same name are joined by commas.
     #[prost(message, repeated, tag = "3")]
     pub headers: Vec<HeaderPair>,
     /// The path with the query.
     #[prost(string, tag = "4")]
     pub path: String,
-    /// The headers, if Envoy is configured to send them as they are (`encode_raw_headers`).
+    /// The unmodified headers, if Envoy is configured to send them (`encode_raw_headers`).
     #[prost(message, optional, tag = "13")]
     pub header_map: Option<RawHeaders>,
 }
 
 impl HttpRequest {
-    /// The values of a header, named in lower case.
+    /// Returns the values of a header by its name in lower case.
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let of_map = self.headers.iter().map(|pair| (&pair.key, &*pair.value));
         let raw = self.header_map.iter().flat_map(|map| &map.headers).map(|header| {
             let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
             (&header.key, &**value)
         });
-        let is = move |key: &[u8]| key.eq_ignore_ascii_case(name.as_bytes());
-        of_map.chain(raw).filter(move |(key, _)| is(key)).map(|(_, value)| value)
+        let matches = move |key: &[u8]| key.eq_ignore_ascii_case(name.as_bytes());
+        of_map.chain(raw).filter(move |(key, _)| matches(key)).map(|(_, value)| value)
     }
 }
 
@@ -203,26 +203,26 @@ pub struct HeaderPair {
 /// `envoy.config.core.v3.HeaderMap`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RawHeaders {
-    /// The headers, one each.
+    /// The headers, one entry for each value.
     #[prost(message, repeated, tag = "1")]
     pub headers: Vec<RawHeader>,
 }
 
-/// `envoy.config.core.v3.HeaderValue`, as it is read.
+/// `envoy.config.core.v3.HeaderValue` in a request.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RawHeader {
     /// The name.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
-    /// The value, where it is text.
+    /// The value as text.
     #[prost(bytes = "bytes", tag = "2")]
     pub value: Bytes,
-    /// The value as it is.
+    /// The value as bytes, in place of `value`.
     #[prost(bytes = "bytes", tag = "3")]
     pub raw_value: Bytes,
 }
 
-/// An entry of a map of texts.
+/// An entry of a map of strings.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Extension {
     /// The name.
@@ -236,23 +236,23 @@ pub struct Extension {
 /// `envoy.service.auth.v3.CheckResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CheckResponse {
-    /// Whether the request may pass: only code 0 lets it.
+    /// The decision: only code 0 allows the request.
     #[prost(message, optional, tag = "1")]
     pub status: Option<RpcStatus>,
-    /// What is to be done with it.
+    /// The response to the client, or the changes to the request.
     #[prost(oneof = "check_response::HttpResponse", tags = "2, 3")]
     pub response: Option<check_response::HttpResponse>,
 }
 
-/// The parts of a [`CheckResponse`].
+/// The oneof of a [`CheckResponse`].
 pub mod check_response {
-    /// What is to be done with a request.
+    /// The response to the client, or the changes to the request.
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum HttpResponse {
-        /// It is refused.
+        /// The request is refused.
         #[prost(message, tag = "2")]
         Denied(super::DeniedHttpResponse),
-        /// It passes.
+        /// The request is allowed.
         #[prost(message, tag = "3")]
         Ok(super::OkHttpResponse),
     }
@@ -277,13 +277,13 @@ pub struct HttpStatus {
 /// `envoy.service.auth.v3.DeniedHttpResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DeniedHttpResponse {
-    /// The status of the answer to the client.
+    /// The status of the response to the client.
     #[prost(message, optional, tag = "1")]
     pub status: Option<HttpStatus>,
-    /// Its headers.
+    /// The headers of the response.
     #[prost(message, repeated, tag = "2")]
     pub headers: Vec<HeaderValueOption>,
-    /// Its body.
+    /// The body of the response.
     #[prost(string, tag = "3")]
     pub body: String,
 }
@@ -291,13 +291,13 @@ pub struct DeniedHttpResponse {
 /// `envoy.service.auth.v3.OkHttpResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct OkHttpResponse {
-    /// Headers for the upstream.
+    /// Headers to set on the upstream request.
     #[prost(message, repeated, tag = "2")]
     pub headers: Vec<HeaderValueOption>,
-    /// Headers that the upstream must not see.
+    /// Headers to remove from the upstream request.
     #[prost(bytes = "bytes", repeated, tag = "5")]
     pub headers_to_remove: Vec<Bytes>,
-    /// Parameters of the query that the upstream must not see.
+    /// Query parameters to remove from the upstream request.
     #[prost(string, repeated, tag = "8")]
     pub query_parameters_to_remove: Vec<String>,
 }
@@ -308,15 +308,15 @@ pub struct HeaderValueOption {
     /// Name and value.
     #[prost(message, optional, tag = "1")]
     pub header: Option<HeaderValue>,
-    /// `HeaderAppendAction`: what becomes of one that is there.
+    /// `HeaderAppendAction`: how to treat an existing header of the name.
     #[prost(int32, tag = "3")]
     pub append_action: i32,
-    /// Whether an empty value is set all the same.
+    /// Whether to set the header even if its value is empty.
     #[prost(bool, tag = "4")]
     pub keep_empty_value: bool,
 }
 
-/// `envoy.config.core.v3.HeaderValue`, as it is written: text, which on the wire is the same as bytes.
+/// `envoy.config.core.v3.HeaderValue` in a response. Strings and bytes have the same encoding.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HeaderValue {
     /// The name.
@@ -331,7 +331,7 @@ impl HeaderValueOption {
     /// `OVERWRITE_IF_EXISTS_OR_ADD`.
     const OVERWRITE: i32 = 2;
 
-    /// Sets a header, in place of what the client or another filter has set.
+    /// Returns the option that sets a header and overwrites a value of the client or another filter.
     #[must_use]
     pub fn set(name: Bytes, value: Bytes) -> Self {
         Self { header: Some(HeaderValue { key: name, value }), append_action: Self::OVERWRITE, keep_empty_value: true }
@@ -347,12 +347,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        runtime::clock::Clock,
+        clock::Clock,
+        test_support::key_index,
         verify::{
-            Options,
-            decision::tests::keyring,
+            VerifierOptions,
+            decision_log::{DecisionLog, Sampling},
             freshness::{Freshness, Stage},
-            journal::{Journal, Sampling},
         },
     };
 
@@ -364,10 +364,10 @@ mod tests {
             heartbeat.heard(Stage::Listed, Timestamp::from_second(1000).unwrap());
         }
         Verifier {
-            keys: Arc::new(keyring(VALUE, |_| {})),
+            keys: Arc::new(key_index(VALUE, |_| {})),
             freshness,
             clock: Clock::of(|| Timestamp::from_second(1000).unwrap()),
-            options: Options {
+            options: VerifierOptions {
                 sources: ["authorization", "header:x-api-key", "query:api_key"].map(|s| s.parse().unwrap()).into(),
                 default_permission: None,
                 introspection_permission: None,
@@ -375,7 +375,7 @@ mod tests {
                 tell_key_names: false,
                 max_staleness: Some(Duration::from_mins(10)),
             },
-            journal: Journal::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
+            decision_log: DecisionLog::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
         }
     }
 
@@ -395,7 +395,7 @@ mod tests {
     }
 
     fn allowed(request: &CheckRequest) -> Result<OkHttpResponse, i32> {
-        // By way of the wire, as Envoy would send and read it.
+        // Encoded and decoded, as Envoy sends it.
         let request = CheckRequest::decode(request.encode_to_vec().as_slice()).unwrap();
         let answer = check(&verifier(), &request);
         match answer.response.unwrap() {
@@ -404,7 +404,7 @@ mod tests {
                 Ok(ok)
             }
             check_response::HttpResponse::Denied(denied) => {
-                assert_ne!(answer.status.unwrap().code, 0, "Envoy would let it pass");
+                assert_ne!(answer.status.unwrap().code, 0, "Envoy would allow the request");
                 assert!(!denied.body.contains(VALUE));
                 Err(denied.status.unwrap().code)
             }
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_taken_out_of_what_goes_upstream_and_look_alikes_too() {
+    fn the_key_and_spoofed_identity_headers_are_removed_from_the_upstream_request() {
         let route = [("permission", "a:Read"), ("team", "shop")];
         let bearer = format!("Bearer {VALUE}");
         let ok = allowed(&request(&[("authorization", &bearer)], "/", &route)).unwrap();
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_configuration_says_what_a_route_asks_for() {
+    fn the_requirement_comes_only_from_context_extensions() {
         let key = [("x-api-key", VALUE), ("permission", "none"), ("x-keywright-permission", "none")];
         let path = "/envoy/permission=none?permission=none";
         assert_eq!(allowed(&request(&key, path, &[])), Err(403));
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_headers_are_read_as_well() {
+    fn raw_headers_are_read() {
         let mut raw = request(&[], "/", &[("permission", "none")]);
         let http = raw.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
         let header = |value: &'static str| RawHeader {

@@ -1,22 +1,22 @@
-//! The front ends that ask by a plain HTTP request: Envoy ext_authz over HTTP, nginx `auth_request`, Caddy
+//! The front ends that use plain HTTP requests: Envoy ext_authz over HTTP, nginx `auth_request`, Caddy
 //! `forward_auth`, Traefik `ForwardAuth`.
 //!
-//! What the route asks for is one segment of the path, which the proxy's configuration writes whole. Nothing else of the
-//! request has a say: not the query (Caddy hands on the client's), not the rest of the path (Envoy appends the
-//! client's), not a header. Where a header tells the original URI, it is only searched for a key, and a client could
-//! have sent that key anyhow.
+//! The requirement of a route is one segment of the path, which the configuration of the proxy sets completely. It is
+//! read from no other part of the request: not from the query (Caddy forwards that of the client), not from the rest of
+//! the path (Envoy appends that of the client), and not from a header. A header with the original URI is only searched
+//! for a key, which the client could have sent anyway.
 
 use http::{HeaderValue, Response, request::Parts};
 use http_body_util::Full;
 use hyper::body::Bytes;
 
-use super::{Verifier, answer, journal::FrontEnd};
+use super::{Verifier, answer, decision_log::FrontEnd};
 use crate::domain::{
     credential::{self, Credential, Source},
     requirement::Requirement,
 };
 
-/// Answers a proxy. `segment` is what its configuration says that the route asks for.
+/// Answers a proxy. `segment` is the requirement of the route, from the configuration of the proxy.
 #[must_use]
 pub fn check(verifier: &Verifier, front_end: FrontEnd, head: &Parts, segment: &str) -> Response<Full<Bytes>> {
     let options = &verifier.options;
@@ -37,7 +37,7 @@ pub fn check(verifier: &Verifier, front_end: FrontEnd, head: &Parts, segment: &s
     }
 }
 
-/// The query of the request that the client sent.
+/// Returns the query of the original request of the client.
 fn original_query(front_end: FrontEnd, head: &Parts) -> Option<&str> {
     let header = match front_end {
         FrontEnd::EnvoyHttp => return head.uri.query(),
@@ -48,7 +48,7 @@ fn original_query(front_end: FrontEnd, head: &Parts) -> Option<&str> {
     Some(head.headers.get(header)?.to_str().ok()?.split_once('?')?.1)
 }
 
-/// Has Envoy take the key out of what goes upstream. Of the four, it is the one that can be told.
+/// Makes Envoy remove the key from the upstream request. The other three proxies have no header for that.
 fn strip(credential: &Credential<'_>, response: &mut Response<Full<Bytes>>) {
     if let Credential::One(_, source) = credential
         && let Some(header) = Source::header(source)

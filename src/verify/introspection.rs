@@ -1,9 +1,9 @@
-//! RFC 7662: a protected resource asks what a key is. It authenticates by a key of its own, which has to have one
-//! permission, so that nobody can try values here who could not try them at a route. It learns of keys of its own team
-//! alone, unless its key has a second permission.
+//! Token introspection (RFC 7662): a protected resource asks for the properties of a key. It authenticates by a key of
+//! its own with a configured permission, so that introspection does not help to guess values. The answer covers only
+//! keys of its own team, unless its key has a second permission.
 //!
-//! It sends its key as `Bearer KEY`, or by HTTP Basic as the secret of a client (RFC 6749, section 2.3.1), which is what
-//! most libraries of resource servers do.
+//! It sends its key as `Bearer KEY`, or by HTTP Basic as a client secret (RFC 6749, section 2.3.1), as most libraries
+//! of resource servers do.
 
 use std::borrow::Cow;
 
@@ -14,22 +14,22 @@ use k8s_openapi::ByteString;
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use super::{Refusal, Verifier, answer, decision, journal::FrontEnd};
+use super::{Refusal, Verifier, answer, decision, decision_log::FrontEnd};
 use crate::domain::{
     credential::{self, Credential, Source},
     key::{self, Digest},
     requirement::{Misconfigured, NONE, Requirement},
 };
 
-/// The path.
+/// The path of the endpoint.
 pub const PATH: &str = "/introspect";
 
-/// The largest body that is read: a key is short, and legacy ones are not long.
+/// The maximum size of a request body in bytes: minted keys are short, and legacy keys are not long.
 pub const LARGEST: usize = 16 << 10;
 
-/// RFC 7662, section 2.2. Of a key that does not work, nothing else is said.
+/// The response of RFC 7662, section 2.2. For a key that does not work it contains only `active`.
 #[derive(Debug, Default, Serialize)]
-struct Answer {
+struct IntrospectionResponse {
     active: bool,
     /// The permissions, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,7 @@ struct Answer {
     exp: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sub: Option<String>,
-    /// Names of our own (section 2.2 allows them).
+    // Extensions, which section 2.2 allows.
     #[serde(rename = "keywright_key_name", skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(rename = "keywright_key_type", skip_serializing_if = "Option::is_none")]
@@ -53,41 +53,41 @@ struct Answer {
     team: Option<String>,
 }
 
-/// A key that may ask.
+/// An authenticated caller of introspection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Its namespace, whose keys it may ask about; none for those of every one.
+pub struct IntrospectionCaller {
+    /// The namespace whose keys the caller may introspect; `None` for every namespace.
     team: Option<String>,
 }
 
-/// Finds out whether somebody may ask: by the head alone, before anything else is read.
+/// Authenticates a caller by the head of the request, before the body is read.
 ///
 /// # Errors
-/// The answer, if they may not.
-pub fn authenticate(verifier: &Verifier, head: &Parts) -> Result<Caller, Box<Response<Full<Bytes>>>> {
+/// The response, if the caller may not introspect.
+pub fn authenticate(verifier: &Verifier, head: &Parts) -> Result<IntrospectionCaller, Box<Response<Full<Bytes>>>> {
     let options = &verifier.options;
     let Some(permission) = &options.introspection_permission else {
-        let off = plain(StatusCode::NOT_FOUND, "introspection is off: see --introspection-permission");
-        return Err(Box::new(off));
+        let disabled = plain(StatusCode::NOT_FOUND, "introspection is disabled: set --introspection-permission");
+        return Err(Box::new(disabled));
     };
     let source = Source::Authorization;
     let credential = credential(verifier, head, &source);
     let traceparent = || head.headers.get("traceparent").map(HeaderValue::as_bytes);
-    let identity = verifier.decide(FrontEnd::Introspection, &credential, asking_for(permission), traceparent);
+    let identity = verifier.decide(FrontEnd::Introspection, &credential, requirement_of(permission), traceparent);
     let identity = identity.map_err(|refusal| Box::new(refuse(&refusal)))?;
-    // A permission that no catalogue has is one that no key has.
+    // A permission that no catalog has is a permission that no key has.
     let everywhere = options.introspection_cluster_permission.as_ref().is_some_and(|permission| {
         let now = verifier.clock.exact();
-        decision::decide(&verifier.keys, &credential, asking_for(permission), now).is_ok()
+        decision::decide(&verifier.keys, &credential, requirement_of(permission), now).is_ok()
     });
-    Ok(Caller { team: (!everywhere).then_some(identity.team) })
+    Ok(IntrospectionCaller { team: (!everywhere).then_some(identity.team) })
 }
 
-fn asking_for(permission: &str) -> Result<Requirement<'_>, Misconfigured> {
+fn requirement_of(permission: &str) -> Result<Requirement<'_>, Misconfigured> {
     Requirement::of([("permission".into(), permission.into())], None)
 }
 
-/// A refusal, and for one without a key that works, that it may also be sent by Basic.
+/// Returns the response for a refusal. With status 401 it also offers HTTP Basic.
 fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
     let mut response = answer::refuse(refusal);
     if refusal.reason.status() == 401 {
@@ -96,7 +96,7 @@ fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
     response
 }
 
-/// The key of whoever asks. From the header alone: the body is where the other key is.
+/// Finds the key of the caller, only in the header: the body holds the key to introspect.
 fn credential<'a>(verifier: &Verifier, head: &'a Parts, source: &'a Source) -> Credential<'a> {
     let mut values = head.headers.get_all(header::AUTHORIZATION).into_iter().map(HeaderValue::as_bytes);
     let (first, second) = (values.next(), values.next());
@@ -115,7 +115,7 @@ fn credential<'a>(verifier: &Verifier, head: &'a Parts, source: &'a Source) -> C
     }
 }
 
-/// User name and password of `Basic` (RFC 7617, section 2), as they were sent.
+/// Returns user name and password of `Basic` (RFC 7617, section 2), as sent.
 fn basic(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (scheme, rest) = value.trim_ascii().split_at_checked(5)?;
     let encoded = rest.strip_prefix(b" ").filter(|_| scheme.eq_ignore_ascii_case(b"basic"))?;
@@ -127,8 +127,8 @@ fn basic(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((user, password))
 }
 
-/// The key of a pair: the password; or the user name, where there is no password, or where that alone looks like a key.
-/// None if both do.
+/// Returns the key of a pair: the password; or the user name, if the password is empty or only the user name has the
+/// form of a minted key. `None` if both have it.
 fn of_pair(verifier: &Verifier, (user, password): &(Vec<u8>, Vec<u8>)) -> Option<Vec<u8>> {
     let is_key = |value: &[u8]| std::str::from_utf8(value).is_ok_and(key::is_well_formed);
     let sent = match (is_key(user), is_key(password)) {
@@ -137,55 +137,56 @@ fn of_pair(verifier: &Verifier, (user, password): &(Vec<u8>, Vec<u8>)) -> Option
         (false, _) if password.is_empty() => user,
         (false, _) => password,
     };
-    // RFC 6749 wants both encoded as a form is, and many clients don't do that. Of a minted key the two are the same; of a
-    // legacy one that is not, what was sent counts if it is a key.
+    // RFC 6749 requires form encoding, which many clients omit. A minted key is the same with and without it. A legacy
+    // key may differ: the value as sent is used if it is a known key.
     let known = verifier.keys.look_up(&Digest::of(sent), |_, known| known.is_some());
     Some(if known { sent.clone() } else { decoded(sent) })
 }
 
-/// What is encoded as a value of a form.
+/// Decodes a form-encoded value.
 fn decoded(value: &[u8]) -> Vec<u8> {
     let spaced: Vec<u8> = value.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
     percent_decode(&spaced).collect()
 }
 
-/// Answers somebody who may ask.
+/// Answers an authenticated caller.
 #[must_use]
-pub fn answer(verifier: &Verifier, caller: &Caller, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
+pub fn answer(verifier: &Verifier, caller: &IntrospectionCaller, head: &Parts, body: &[u8]) -> Response<Full<Bytes>> {
     let form = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_form = form.is_some_and(|form| {
         form.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
     });
     let mut tokens = form_urlencoded::parse(body).filter(|(name, _)| name == "token").map(|(_, value)| value);
     let (true, Some(token), None) = (is_form, tokens.next(), tokens.next()) else {
-        return plain(StatusCode::BAD_REQUEST, "send the key as the one parameter token of a form");
+        return plain(StatusCode::BAD_REQUEST, "send the key once, as form parameter token");
     };
     let body = serde_json::to_vec(&introspect(verifier, caller, token.as_bytes())).unwrap_or_default();
     json(StatusCode::OK, body)
 }
 
-fn introspect(verifier: &Verifier, caller: &Caller, token: &[u8]) -> Answer {
+fn introspect(verifier: &Verifier, caller: &IntrospectionCaller, token: &[u8]) -> IntrospectionResponse {
     let now = verifier.clock.exact();
     let source = Source::Authorization;
     let credential = Credential::One(token.into(), &source);
     let team = caller.team.iter().map(|team| ("team".into(), team.as_str().into()));
-    let theirs = Requirement::of([("permission".into(), NONE.into())].into_iter().chain(team), None);
-    let answer = decision::decide_and(&verifier.keys, &credential, theirs, now, |key, known| Answer {
-        active: true,
-        scope: Some(known.permissions().collect::<Vec<_>>().join(" ")),
-        username: Some(key.user.clone()).filter(|user| !user.is_empty()),
-        token_type: Some("Bearer"),
-        exp: known.ends().map(|end| end.div_euclid(1000)),
-        sub: Some(if key.user.is_empty() { key.id.clone() } else { key.user }),
-        client_id: Some(key.id),
-        name: Some(key.name),
-        key_type: Some(answer::type_name(key.key_type)),
-        team: Some(key.team),
-    });
+    let requirement = Requirement::of([("permission".into(), NONE.into())].into_iter().chain(team), None);
+    let answer =
+        decision::decide_and(&verifier.keys, &credential, requirement, now, |key, known| IntrospectionResponse {
+            active: true,
+            scope: Some(known.permissions().collect::<Vec<_>>().join(" ")),
+            username: Some(key.user.clone()).filter(|user| !user.is_empty()),
+            token_type: Some("Bearer"),
+            exp: known.ends().map(|end| end.div_euclid(1000)),
+            sub: Some(if key.user.is_empty() { key.id.clone() } else { key.user }),
+            client_id: Some(key.id),
+            name: Some(key.name),
+            key_type: Some(answer::type_name(key.key_type)),
+            team: Some(key.team),
+        });
     answer.unwrap_or_default()
 }
 
-/// An answer that is no decision.
+/// Returns an error response for a request that was not decided.
 #[must_use]
 pub fn plain(status: StatusCode, description: &str) -> Response<Full<Bytes>> {
     let error = match status {
@@ -215,23 +216,18 @@ mod tests {
     use super::*;
     use crate::{
         api::{ApiKey, KeyType, Time},
-        domain::{
-            catalog::{
-                Catalog,
-                tests::{permission, spec as catalog_spec},
-            },
-            key::Key,
-        },
-        index::keyring::{Keyring, tests::key},
-        runtime::clock::Clock,
+        clock::Clock,
+        domain::{catalog::Catalog, key::Key},
+        index::key_index::KeyIndex,
+        test_support::{catalog_spec, key_with_values as key, permission},
         verify::{
-            Options,
+            VerifierOptions,
+            decision_log::{DecisionLog, Sampling},
             freshness::{Freshness, Stage},
-            journal::{Journal, Sampling},
         },
     };
 
-    /// A legacy value that is another one when it is read as a form.
+    /// A legacy value that form decoding would change.
     const LEGACY: &str = "legacy+value%41:of some length";
 
     fn minted() -> String {
@@ -255,17 +251,17 @@ mod tests {
         for heartbeat in [freshness.keys(), freshness.catalogs()] {
             heartbeat.heard(Stage::Listed, at);
         }
-        let keyring = Keyring::default();
+        let key_index = KeyIndex::default();
         let permissions = ["keys:Read", "keys:ReadAll", "b:Read"].map(|name| permission(name, false)).into();
-        keyring.set_catalog(Arc::new(Catalog::merge([("all", &catalog_spec(permissions, vec![]))]).0));
+        key_index.set_catalog(Arc::new(Catalog::merge([("all", &catalog_spec(permissions, vec![]))]).0));
         for key in keys {
-            keyring.apply(&Event::Apply(key.clone()));
+            key_index.apply(&Event::Apply(key.clone()));
         }
         Verifier {
-            keys: Arc::new(keyring),
+            keys: Arc::new(key_index),
             freshness,
             clock: Clock::of(move || at),
-            options: Options {
+            options: VerifierOptions {
                 sources: vec![Source::Authorization],
                 default_permission: None,
                 introspection_permission: Some("keys:Read".to_owned()),
@@ -273,7 +269,7 @@ mod tests {
                 tell_key_names: false,
                 max_staleness: Some(Duration::from_mins(10)),
             },
-            journal: Journal::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
+            decision_log: DecisionLog::new(Sampling { allowed_one_in: 0, refused_per_second: 0 }),
         }
     }
 
@@ -297,7 +293,7 @@ mod tests {
         form_urlencoded::byte_serialize(text.as_bytes()).collect()
     }
 
-    /// The status and the body of the answer to a question about `token`.
+    /// Introspects `token`; returns the status and `active` of the response.
     fn ask(verifier: &Verifier, authorization: &[&[u8]], token: &str) -> (u16, Option<bool>) {
         let head = head(authorization);
         let caller = match authenticate(verifier, &head) {
@@ -310,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_authenticates_by_bearer_and_by_either_part_of_basic() {
+    fn a_caller_authenticates_by_bearer_or_by_either_part_of_basic() {
         let (own, other) = (minted(), minted());
         let verifier = verifier(&[
             key_of("shop", "own", &own, &["keys:Read"]),
@@ -321,15 +317,15 @@ mod tests {
         let lower = String::from_utf8(basic_of("id", &own)).unwrap().replacen("Basic", "basic", 1).into_bytes();
         for authorization in [
             bearer.clone(),
-            // Spring and others: the id of a client and its secret, each encoded as a form is.
+            // Spring and others: client id and secret, each form-encoded.
             basic_of("resource-server", &own),
             basic_of(&encoded("a client: 100%"), &encoded(&own)),
             basic_of("", &own),
             lower,
-            // curl -u KEY: and those that want a password.
+            // curl -u KEY: and clients that require a password.
             basic_of(&own, ""),
             basic_of(&own, "x"),
-            // A legacy value with a colon, a plus and a percent sign in it, encoded and not.
+            // A legacy value with a colon, a plus and a percent sign, form-encoded and as it is.
             basic_of("client", &encoded(LEGACY)),
             basic_of("client", LEGACY),
         ] {
@@ -353,14 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_key_that_works_is_told_of_both_ways_to_send_one() {
+    fn a_401_response_offers_bearer_and_basic() {
         let refusal = authenticate(&verifier(&[]), &head(&[])).unwrap_err();
-        let ways: Vec<_> = refusal.headers().get_all("www-authenticate").into_iter().collect();
-        assert_eq!(ways, ["Bearer realm=\"keywright\"", "Basic realm=\"keywright\""]);
+        let challenges: Vec<_> = refusal.headers().get_all("www-authenticate").into_iter().collect();
+        assert_eq!(challenges, ["Bearer realm=\"keywright\"", "Basic realm=\"keywright\""]);
     }
 
     #[test]
-    fn keys_of_other_teams_are_inactive_unless_the_caller_may_ask_about_all() {
+    fn keys_of_other_teams_are_inactive_without_the_cluster_permission() {
         let (own, everywhere, theirs) = (minted(), minted(), minted());
         let mut verifier = verifier(&[
             key_of("shop", "own", &own, &["keys:Read"]),
@@ -371,10 +367,10 @@ mod tests {
         assert_eq!(ask(&verifier, &[&bearer], &everywhere), (200, Some(true)));
         assert_eq!(ask(&verifier, &[&bearer], &theirs), (200, Some(false)));
         assert_eq!(ask(&verifier, &[&all], &theirs), (200, Some(true)));
-        // The second permission alone is none to ask.
+        // The cluster permission alone does not suffice.
         verifier.keys.apply(&Event::Apply(key_of("shop", "everywhere", &everywhere, &["keys:ReadAll"])));
         assert_eq!(ask(&verifier, &[&all], &theirs).0, 403);
-        // Nor is one that no catalogue has, nor none at all.
+        // Nor does a cluster permission that is in no catalog, or that is not configured.
         verifier.keys.apply(&Event::Apply(key_of("shop", "everywhere", &everywhere, &["keys:Read", "keys:ReadAll"])));
         for permission in [Some("no.such:Thing".to_owned()), None] {
             verifier.options.introspection_cluster_permission = permission;

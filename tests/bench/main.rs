@@ -1,11 +1,11 @@
-//! `make bench`: what a key costs, beside a bare client that makes the same writes on the same control plane in the
-//! same run. Machines are noisy, so the ratios count; absolute times are only what this machine did today.
+//! `make bench`: compares the operator with a bare client that makes the same writes on the same control plane in the
+//! same run. Only the ratios are meaningful; absolute times depend on the machine and its load.
 //!
-//! The bare client is the least that could do the job: for each key it creates the Secret and patches the status, byte
-//! for byte what the operator would write, with as many keys at a time. It watches nothing and decides nothing.
+//! The bare client does the minimum: for each key it creates the Secret and patches the status with the bytes that the
+//! operator writes, with the same concurrency. It has no watches and makes no decisions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-// Counts of at most some ten thousand, as metrics give them.
+// Metrics are floating point numbers; the converted ones are small counts.
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 #[path = "../support/mod.rs"]
@@ -14,7 +14,7 @@ mod support;
 mod secrets;
 mod webhook;
 
-use webhook::{Asking, FIFTY};
+use webhook::{FIFTY, Requesters};
 
 use std::{
     collections::BTreeMap,
@@ -38,12 +38,12 @@ use keywright::{
     api::{ApiKey, PermissionCatalog, Requester},
     domain::{
         catalog::Catalog,
+        inputs::Inputs,
         key::Key,
-        lifecycle::{self, Held, Observed, Step, World},
+        lifecycle::{self, Observed, OwnedSecret, Step},
         record,
         rights::Need,
-        status::{self, Facts},
-        validate,
+        status, validate,
     },
 };
 use kube::{
@@ -54,13 +54,14 @@ use rand::rngs::SysRng;
 use serde_json::json;
 use support::{ControlPlane, Operator, Options, Proxy, Release, operator::NAMESPACE, output, retry};
 
-/// As many keys at a time as the chart's default.
+/// The number of keys that are processed at a time: the chart's default.
 const CONCURRENCY: usize = 16;
 const NAMESPACES: usize = 10;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Cargo passes --bench; a number limits the run, for a quick look; `idle` asks for the requests at rest alone.
+    // Cargo passes --bench. A number limits the number of keys; `idle` measures only the requests of an idle operator;
+    // `secrets` measures only the policy for Secrets.
     let most = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(10_000);
     let sizes: Vec<usize> = [1000, 10_000].into_iter().filter(|n| *n <= most).collect();
     eprintln!("starting the control plane, the chart and the operator");
@@ -74,7 +75,6 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     secrets::measure(&plane, &bench.admin, &namespace(0)).await?;
-    // Only that, for a quick look.
     if std::env::args().any(|arg| arg == "secrets") {
         return Ok(());
     }
@@ -103,7 +103,7 @@ struct Bench<'a> {
     plane: &'a ControlPlane,
     release: &'a Release,
     admin: Client,
-    /// The operator's own account, since nobody else may write a status; with the right to patch it.
+    /// A client with the operator's account, because only it may write a status, and the additional right to patch it.
     bare: Client,
     catalog: Catalog,
 }
@@ -113,7 +113,7 @@ impl<'a> Bench<'a> {
         let operator = Operator::start(plane, release, Options::default()).await?;
         operator.wait_ready().await?;
         let accepted = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-        retry("the catalogue is accepted", support::PATIENCE, async || output(plane.kubectl().args(accepted))).await?;
+        retry("the catalog is accepted", support::TIMEOUT, async || output(plane.kubectl().args(accepted))).await?;
         operator.terminate().await?;
         let admin = plane.client().await?;
         let role: ClusterRole = serde_json::from_value(json!({
@@ -141,7 +141,7 @@ impl<'a> Bench<'a> {
         Ok(Self { plane, release, admin, bare, catalog })
     }
 
-    /// What it costs to ask for 50 rights that nobody remembers, beside a bare client that asks for the same 50 at once.
+    /// Measures admission with 50 rights that are not cached, and the same 50 reviews by a bare client in parallel.
     async fn rights(&self) -> Result<()> {
         const REQUESTS: usize = 300;
         let names: Vec<_> = (0..50).map(|i| format!("fifty.part-{i}:Read")).collect();
@@ -166,38 +166,38 @@ impl<'a> Bench<'a> {
         operator.wait_ready().await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
 
-        let reviewer = access::Cluster::new(self.bare.clone());
+        let reviewer = access::ClusterReviewer::new(self.bare.clone());
         let need = Need::All(names.iter().map(|name| Need::permission(name)).collect());
         let mut bare = vec![];
         for number in 0..REQUESTS {
-            let who = Arc::new(Requester {
+            let requester = Arc::new(Requester {
                 username: format!("bare-{number}"),
                 groups: vec![FIFTY.to_owned()],
                 ..Requester::default()
             });
             let started = Instant::now();
-            let answer = access::ask(&reviewer, &who, &namespace(0).as_str().into(), &need).await?;
+            let answer = access::ask(&reviewer, &requester, &namespace(0).as_str().into(), &need).await?;
             bare.push(started.elapsed());
-            ensure!(answer.met, "the rights are lacking");
+            ensure!(answer.met, "the requester lacks the rights");
         }
         bare.sort_unstable();
-        let found = webhook::measure(self.plane, self.release, &operator, (1, REQUESTS), Asking::Anew).await?;
+        let found = webhook::measure(self.plane, self.release, &operator, (1, REQUESTS), Requesters::Uncached).await?;
         let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-        println!("admission with 50 rights that nobody remembers, one request at a time: p50, p99 in ms");
-        println!("  webhook (51 reviews)          {:7.2} {:7.2}", milliseconds(found.p50), milliseconds(found.p99));
+        println!("admission with 50 rights that are not cached, one request at a time: p50, p99 in ms");
+        println!("  webhook (51 reviews)           {:7.2} {:7.2}", milliseconds(found.p50), milliseconds(found.p99));
         let at = |share: usize| milliseconds(bare[(bare.len() - 1) * share / 100]);
-        println!("  the 50 reviews alone, at once {:7.2} {:7.2}", at(50), at(99));
+        println!("  the 50 reviews alone, parallel {:7.2} {:7.2}", at(50), at(99));
         operator.terminate().await?;
         Ok(())
     }
 
     async fn run(&self, n: usize) -> Result<Row> {
-        // Nobody leads: the operator answers admission and writes nothing.
-        self.lease(Some("nobody")).await?;
+        // Another holder of the lease: the operator serves admission and writes nothing.
+        self.lease(Some("bench")).await?;
         let operator = Operator::start(self.plane, self.release, Options::default()).await?;
         operator.wait_ready().await?;
 
-        eprintln!("{n} keys: bare client, applying and writing");
+        eprintln!("{n} keys: bare client, apply and write");
         let started = Instant::now();
         self.each(n, async |team, name| {
             let key = self.apply(team, name).await?;
@@ -207,7 +207,7 @@ impl<'a> Bench<'a> {
         let bare_live = started.elapsed();
         self.clear().await?;
 
-        eprintln!("{n} keys: bare client, writing for keys that are there");
+        eprintln!("{n} keys: bare client, write for existing keys");
         let keys = self.each(n, async |team, name| Ok((team, self.apply(team, name).await?))).await?;
         let started = Instant::now();
         stream::iter(keys)
@@ -218,28 +218,28 @@ impl<'a> Bench<'a> {
         let bare_backlog = started.elapsed();
         self.clear().await?;
 
-        eprintln!("{n} keys: operator, keys that are there");
+        eprintln!("{n} keys: operator, existing keys");
         self.each(n, async |team, name| self.apply(team, name).await).await?;
         let before = self.writes().await?;
         self.lease(None).await?;
-        let led = |text: &str| text.contains("keywright_leader 1");
-        wait_for(&operator, led).await?;
+        let leads = |text: &str| text.contains("keywright_leader 1");
+        wait_for(&operator, leads).await?;
         let started = Instant::now();
         wait_for(&operator, |text| active(text) == n).await?;
         let backlog = started.elapsed();
-        // Events come after the keys, at their own pace.
+        // Events are written asynchronously, after the keys.
         wait_for(&operator, |text| metric(text, "keywright_events_total{outcome=\"Success\"}") >= n as f64).await?;
-        let writes = self.writes().await?.into_iter().map(|(what, count)| {
-            let before = before.get(&what).copied().unwrap_or(0);
-            (what, count - before)
+        let writes = self.writes().await?.into_iter().map(|(request, count)| {
+            let before = before.get(&request).copied().unwrap_or(0);
+            (request, count - before)
         });
-        let writes = writes.filter(|(what, count)| *count > n as u64 / 2 || what.contains("secrets")).collect();
+        let writes = writes.filter(|(request, count)| *count > n as u64 / 2 || request.contains("secrets")).collect();
         let (memory, peak) = (operator.memory()?, operator.peak_memory()?);
-        let webhook = webhook::measure(self.plane, self.release, &operator, (50, 20_000), Asking::Again).await?;
+        let webhook = webhook::measure(self.plane, self.release, &operator, (50, 20_000), Requesters::Cached).await?;
         self.clear().await?;
         wait_for(&operator, |text| active(text) == 0).await?;
 
-        eprintln!("{n} keys: operator, applying");
+        eprintln!("{n} keys: operator, apply");
         let started = Instant::now();
         let applied = self.each(n, async |team, name| self.apply(team, name).await);
         let (applied, ready) = tokio::join!(applied, wait_for(&operator, |text| active(text) == n));
@@ -251,23 +251,23 @@ impl<'a> Bench<'a> {
         Ok(Row { keys: n, bare_backlog, backlog, bare_live, live, writes, memory, peak, webhook })
     }
 
-    /// What the operator asks the API server when nothing happens.
+    /// Measures the requests of an idle operator.
     async fn idle(&self, n: usize) -> Result<()> {
         const SPAN: Duration = Duration::from_mins(1);
-        /// Keys that are made together are looked at again after four fifths to a whole interval.
+        /// Keys created together are checked again after 80 to 100 % of the interval of six hours. In seconds.
         const MEAN_INTERVAL: f64 = 0.9 * 6.0 * 3600.0;
 
-        eprintln!("{n} keys: requests at rest");
+        eprintln!("{n} keys: requests of an idle operator");
         let measure = async |proxy: &Proxy| {
-            // Until what has to do with the start is over.
+            // Waits until the requests of the start are over.
             tokio::time::sleep(Duration::from_secs(45)).await;
             let from = Instant::now();
             tokio::time::sleep(SPAN).await;
             let requests = proxy.requests().into_iter().filter(|request| request.at >= from);
             let (reads, others): (Vec<_>, Vec<_>) = requests.partition(|request| request.path.contains("/secrets/"));
             let of_keys = reads.iter().filter(|request| !request.path.contains(NAMESPACE)).count();
-            let second = |count: usize| count as f64 / SPAN.as_secs_f64();
-            (second(of_keys), second(reads.len() - of_keys + others.len()))
+            let per_second = |count: usize| count as f64 / SPAN.as_secs_f64();
+            (per_second(of_keys), per_second(reads.len() - of_keys + others.len()))
         };
         let start = async |proxy: &Proxy, args: &[&str]| {
             let args = args.iter().map(ToString::to_string).collect();
@@ -285,20 +285,20 @@ impl<'a> Bench<'a> {
         let (reads, others) = measure(&proxy).await;
         let planned = n as f64 / MEAN_INTERVAL;
         operator.terminate().await?;
-        // The first ten minutes of a leader are what the interval of ten minutes was for ever.
+        // In its first ten minutes, a leader checks as often as with an interval of ten minutes.
         let proxy = Proxy::start(self.plane)?;
         let operator = start(&proxy, &["--secret-check-interval=10m"]).await?;
         let (before, others_before) = measure(&proxy).await;
         operator.terminate().await?;
         self.clear().await?;
-        println!("requests a second at rest, {n} keys, one replica: looks at Secrets of keys + all others");
+        println!("requests a second of an idle operator, {n} keys, one replica: reads of Secrets of keys + all others");
         println!("  interval 10m, and the first ten minutes of a leader {before:7.2} + {others_before:.2}");
         println!("  interval 6h, measured in the first two minutes      {reads:7.2} + {others:.2}");
-        println!("  interval 6h, in the mean                            {planned:7.2} + {others:.2}");
+        println!("  interval 6h, mean (computed)                        {planned:7.2} + {others:.2}");
         Ok(())
     }
 
-    /// Does something for each of n keys, as many at a time as the operator.
+    /// Calls `work` for each of `n` keys, with the concurrency of the operator.
     async fn each<T>(&self, n: usize, work: impl AsyncFn(usize, String) -> Result<T>) -> Result<Vec<T>> {
         stream::iter(0..n)
             .map(|i| work(i % NAMESPACES, format!("key-{i}")))
@@ -319,53 +319,50 @@ impl<'a> Bench<'a> {
         Ok(keys.create(&PostParams::default(), &key).await?)
     }
 
-    /// What the operator writes for a new key.
+    /// Makes the writes of the operator for a new key.
     async fn write(&self, team: usize, key: ApiKey) -> Result<()> {
-        let now = Timestamp::from_second(key.creation_timestamp().context("a time")?.0.as_second())?;
-        let verdict = validate::check(&key.spec, &self.catalog);
+        let now = Timestamp::from_second(key.creation_timestamp().context("no creation timestamp")?.0.as_second())?;
+        let validation = validate::check(&key.spec, &self.catalog);
         let unread = Observed::NotRead;
-        let world = World { key: &key, verdict: &verdict, rival: None, secret: &unread, settings: None, now };
-        let Step::Mint(draft) = lifecycle::step(&world) else { anyhow::bail!("a key that needs no Secret") };
+        let inputs = Inputs::new(&key, &validation, &unread, now);
+        let Step::Mint(draft) = lifecycle::step(&inputs) else { anyhow::bail!("the key needs no Secret") };
         let value = Key::mint(key.spec.key_type, &mut SysRng)?;
         let record = draft.seal(&key, value.digest(), now);
-        let place = status::secret_ref(&key);
-        let owner = key.controller_owner_ref(&()).context("an owner")?;
+        let secret_ref = status::secret_ref(&key);
+        let owner = key.controller_owner_ref(&()).context("no owner reference")?;
         let secret = Secret {
             metadata: ObjectMeta {
-                name: Some(place.name),
+                name: Some(secret_ref.name),
                 owner_references: Some(vec![owner]),
                 labels: Some([("app.kubernetes.io/managed-by".to_owned(), "keywright".to_owned())].into()),
                 annotations: Some([(record::ANNOTATION.to_owned(), serde_json::to_string(&record)?)].into()),
                 ..ObjectMeta::default()
             },
             type_: Some(record::SECRET_TYPE.to_owned()),
-            data: Some([(place.key, ByteString(value.expose().as_bytes().to_vec()))].into()),
+            data: Some([(secret_ref.key, ByteString(value.expose().as_bytes().to_vec()))].into()),
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.bare.clone(), &namespace(team));
         secrets.create(&PostParams::default(), &secret).await?;
         let written = Some(record.clone());
         let version = String::new();
-        let held =
-            Observed::Ours(Held { version, record, written, mac: None, intact: true, owned: true, in_order: true });
-        let facts = Facts {
-            key: &key,
-            verdict: &verdict,
-            rival: None,
-            secret: &held,
-            settings: None,
-            policy: None,
-            import: None,
-            failure: None,
-            now,
-        };
-        let patch = Patch::Merge(json!({"status": status::build(&facts)}));
+        let observed = Observed::Ours(OwnedSecret {
+            version,
+            record,
+            written,
+            mac: None,
+            intact: true,
+            owned: true,
+            in_order: true,
+        });
+        let inputs = Inputs::new(&key, &validation, &observed, now);
+        let patch = Patch::Merge(json!({"status": status::build(&inputs)}));
         let keys: Api<ApiKey> = Api::namespaced(self.bare.clone(), &namespace(team));
         keys.patch_status(&key.name_any(), &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
-    /// Lets somebody hold the Lease for a long time, or nobody.
+    /// Assigns the Lease to `holder` for ten hours, or frees it.
     async fn lease(&self, holder: Option<&str>) -> Result<()> {
         let leases: Api<Lease> = Api::namespaced(self.admin.clone(), NAMESPACE);
         let duration = if holder.is_some() { 36_000 } else { 1 };
@@ -374,15 +371,15 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Deletes all keys and Secrets, and waits until they are gone.
+    /// Deletes all keys and Secrets, and waits until the keys are deleted.
     async fn clear(&self) -> Result<()> {
         for team in 0..NAMESPACES {
             let secrets: Api<Secret> = Api::namespaced(self.admin.clone(), &namespace(team));
             secrets.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
             let keys: Api<ApiKey> = Api::namespaced(self.admin.clone(), &namespace(team));
             keys.delete_collection(&DeleteParams::background(), &ListParams::default()).await?;
-            retry("the keys are gone", support::PATIENCE, async || {
-                ensure!(keys.list(&ListParams::default().limit(1)).await?.items.is_empty(), "some are left");
+            retry("the keys are deleted", support::TIMEOUT, async || {
+                ensure!(keys.list(&ListParams::default().limit(1)).await?.items.is_empty(), "keys still exist");
                 Ok(())
             })
             .await?;
@@ -390,7 +387,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// The write requests that the apiserver has served, by verb and resource.
+    /// The numbers of write requests that the apiserver has served, by verb and resource.
     async fn writes(&self) -> Result<BTreeMap<String, u64>> {
         let text = self.admin.request_text(http::Request::get("/metrics").body(vec![])?).await?;
         let mut counts = BTreeMap::new();
@@ -421,10 +418,10 @@ fn active(text: &str) -> usize {
     metric(text, "keywright_api_keys{type=\"Team\",state=\"Active\"}") as usize
 }
 
-/// Looks at the operator's metrics, ten times a second, until they show something.
-async fn wait_for(operator: &Operator, shown: impl Fn(&str) -> bool) -> Result<()> {
-    retry("the metrics show it", Duration::from_mins(10), async || {
-        ensure!(shown(&operator.metrics().await?), "not yet");
+/// Polls the operator's metrics until `reached` returns true for them.
+async fn wait_for(operator: &Operator, reached: impl Fn(&str) -> bool) -> Result<()> {
+    retry("the expected metrics", Duration::from_mins(10), async || {
+        ensure!(reached(&operator.metrics().await?), "the metrics differ");
         Ok(())
     })
     .await
@@ -434,25 +431,25 @@ fn print(rows: &[Row]) {
     let seconds = |d: Duration| format!("{:.1} s", d.as_secs_f64());
     let ratio = |a: Duration, b: Duration| format!("{:.2}", a.as_secs_f64() / b.as_secs_f64());
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1024.0 / 1024.0);
-    let line = |what: &str, cell: &dyn Fn(&Row) -> String| {
+    let line = |title: &str, cell: &dyn Fn(&Row) -> String| {
         println!(
-            "| {what:<62} |{}",
+            "| {title:<62} |{}",
             rows.iter().map(|row| format!(" {:>12} |", cell(row))).collect::<Vec<_>>().concat()
         );
     };
     line("keys", &|r| r.keys.to_string());
     println!("| {:-<62} |{}", "", rows.iter().map(|_| format!("{:->13}:|", "")).collect::<Vec<_>>().concat());
-    line("bare client, keys that are there: Secret + status", &|r| seconds(r.bare_backlog));
-    line("operator, keys that are there: until all are Ready", &|r| seconds(r.backlog));
+    line("bare client, existing keys: Secret + status", &|r| seconds(r.bare_backlog));
+    line("operator, existing keys: until all are Ready", &|r| seconds(r.backlog));
     line("ratio (at most 1.5)", &|r| ratio(r.backlog, r.bare_backlog));
     line("bare client, apply + Secret + status", &|r| seconds(r.bare_live));
     line("operator, apply until all are Ready", &|r| seconds(r.live));
     line("ratio (at most 1.5)", &|r| ratio(r.live, r.bare_live));
-    line("write requests a key (at most 3)", &|r| {
+    line("write requests for each key (at most 3)", &|r| {
         format!("{:.2}", r.writes.values().sum::<u64>() as f64 / r.keys as f64)
     });
     line("operator, resident memory with these keys (at most 60 MB)", &|r| mib(r.memory));
-    line("operator, most memory ever", &|r| mib(r.peak));
+    line("operator, peak resident memory", &|r| mib(r.peak));
     line("webhook, 50 at a time: p50", &|r| format!("{:.2} ms", r.webhook.p50.as_secs_f64() * 1e3));
     line("webhook, 50 at a time: p99 (at most 10 ms)", &|r| format!("{:.2} ms", r.webhook.p99.as_secs_f64() * 1e3));
     line("webhook, 50 at a time: requests a second", &|r| format!("{:.0}", r.webhook.per_second));

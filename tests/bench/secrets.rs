@@ -1,5 +1,5 @@
-//! What policy `key-secrets` costs the writes of Secrets that hold no key: the same writes with the policy and without, in
-//! turns and in one run, one request at a time.
+//! The cost of policy `keywright-key-secrets` for writes of Secrets that hold no key: the same writes with and without
+//! the policy, alternating in one run, one request at a time.
 
 use std::time::{Duration, Instant};
 
@@ -13,26 +13,26 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::support::{ControlPlane, PATIENCE, retry};
+use crate::support::{ControlPlane, TIMEOUT, retry};
 
 const POLICY: &str = "keywright-key-secrets";
 const ROUNDS: usize = 10;
-/// Creations, and as many updates, in each half of a round.
+/// The number of creates, and of updates, in each half of a round.
 const WRITES: usize = 250;
 
-/// The latencies of one kind of write, without and with the policy.
+/// The latencies of creates and updates, each without and with the policy.
 #[derive(Default)]
 struct Times {
     create: [Vec<Duration>; 2],
     update: [Vec<Duration>; 2],
 }
 
-/// Measures and prints.
+/// Measures the latencies and prints them.
 pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> Result<()> {
     let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(admin.clone());
     let binding = bindings.get(POLICY).await?;
-    // Somebody to whom the policy makes a difference shows whether it is in force.
+    // The policy denies a write of this user, which shows whether it is in force.
     let role = json!({
         "metadata": {"name": "probe"}, "subjects": [{"kind": "User", "name": "probe", "apiGroup": "rbac.authorization.k8s.io"}],
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
@@ -43,14 +43,14 @@ pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> R
     let forged: Secret =
         serde_json::from_value(json!({"metadata": {"name": "probe"}, "type": "keywright.dev/api-key"}))?;
     let until = async |in_force: bool| {
-        retry("the policy is in force, or is not", PATIENCE, async || {
+        retry("the policy is added or removed", TIMEOUT, async || {
             let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-            let refused = match probe.create(&dry_run, &forged).await {
+            let denied = match probe.create(&dry_run, &forged).await {
                 Ok(_) => false,
                 Err(kube::Error::Api(status)) => status.message.contains(POLICY),
                 Err(error) => return Err(error.into()),
             };
-            ensure!(refused == in_force);
+            ensure!(denied == in_force);
             Ok(())
         })
         .await
@@ -58,7 +58,7 @@ pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> R
 
     let mut times = Times::default();
     for round in 0..ROUNDS {
-        // Which comes first changes, so that what grows during the run counts for both.
+        // The order alternates, so that a drift during the run affects both equally.
         for half in 0..2 {
             let with = (round + half) % 2;
             if with == 1 {
@@ -74,11 +74,11 @@ pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> R
                     "stringData": {"password": "a value of another kind"},
                 }))?;
                 let started = Instant::now();
-                let mut made = secrets.create(&PostParams::default(), &secret).await?;
+                let mut created = secrets.create(&PostParams::default(), &secret).await?;
                 times.create[with].push(started.elapsed());
-                made.string_data = Some([("password".to_owned(), format!("another value {write}"))].into());
+                created.string_data = Some([("password".to_owned(), format!("another value {write}"))].into());
                 let started = Instant::now();
-                secrets.replace(&name, &PostParams::default(), &made).await?;
+                secrets.replace(&name, &PostParams::default(), &created).await?;
                 times.update[with].push(started.elapsed());
             }
         }
@@ -87,12 +87,12 @@ pub async fn measure(plane: &ControlPlane, admin: &Client, namespace: &str) -> R
     until(true).await?;
     secrets.delete_collection(&DeleteParams::default(), &ListParams::default().labels("bench=secrets")).await?;
 
-    println!("writes of Secrets of another type, {} of each, one at a time: p50, p99 in ms", ROUNDS * WRITES);
-    for (what, halves) in [("create", times.create), ("update", times.update)] {
-        for (policy, mut found) in ["without the policy", "with the policy"].into_iter().zip(halves) {
-            found.sort_unstable();
-            let at = |share: usize| found[(found.len() - 1) * share / 100].as_secs_f64() * 1000.0;
-            println!("  {what}, {policy:<18} {:7.3} {:7.3}", at(50), at(99));
+    println!("writes of Secrets of another type, {} of each kind, one at a time: p50, p99 in ms", ROUNDS * WRITES);
+    for (operation, halves) in [("create", times.create), ("update", times.update)] {
+        for (policy, mut times) in ["without the policy", "with the policy"].into_iter().zip(halves) {
+            times.sort_unstable();
+            let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1000.0;
+            println!("  {operation}, {policy:<18} {:7.3} {:7.3}", at(50), at(99));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The webhook under load: many connections, each with one request after the other, as fast as they are answered.
+//! The webhook under load: several connections, each of which sends its next request after the response.
 
 use std::{
     sync::{
@@ -33,13 +33,13 @@ pub struct Latency {
 /// The name of a preset, and of the group whose members hold each of its permissions but not the preset.
 pub const FIFTY: &str = "Fifty";
 
-/// Who applies what.
+/// The users of the reviews.
 #[derive(Clone, Copy)]
-pub enum Asking {
-    /// One user, who holds everything: after the first time, that is remembered.
-    Again,
-    /// Each time another user, so that nothing is remembered, and a preset of 50 permissions, each of which is asked for.
-    Anew,
+pub enum Requesters {
+    /// One cluster administrator, whose rights are cached after the first review.
+    Cached,
+    /// A new user in each review, and a preset of 50 permissions, so that each review requires 50 uncached rights.
+    Uncached,
 }
 
 /// Sends `total` reviews of new keys, `concurrent` at a time.
@@ -48,7 +48,7 @@ pub async fn measure(
     release: &Release,
     operator: &Operator,
     (concurrent, total): (usize, usize),
-    asking: Asking,
+    requesters: Requesters,
 ) -> Result<Latency> {
     let left = Arc::new(AtomicUsize::new(total));
     let mut connections = vec![];
@@ -58,13 +58,15 @@ pub async fn measure(
     let started = Instant::now();
     let workers = connections.into_iter().map(|mut connection| {
         let left = Arc::clone(&left);
-        let again = Bytes::from(serde_json::to_vec(&review("admin", "system:masters", &["Alerts", "Dashboards"]))?);
+        let cached = Bytes::from(serde_json::to_vec(&review("admin", "system:masters", &["Alerts", "Dashboards"]))?);
         Ok(tokio::spawn(async move {
             let mut times = vec![];
             while let Ok(number) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)) {
-                let body = match asking {
-                    Asking::Again => again.clone(),
-                    Asking::Anew => serde_json::to_vec(&review(&format!("user-{number}"), FIFTY, &[FIFTY]))?.into(),
+                let body = match requesters {
+                    Requesters::Cached => cached.clone(),
+                    Requesters::Uncached => {
+                        serde_json::to_vec(&review(&format!("user-{number}"), FIFTY, &[FIFTY]))?.into()
+                    }
                 };
                 let request = Request::post("/validate?timeout=5s")
                     .header("host", "webhook")
@@ -111,7 +113,7 @@ async fn connect(plane: &ControlPlane, address: &str) -> Result<SendRequest<Full
     Ok(sender)
 }
 
-/// A review as kube-apiserver sends it, managedFields and all.
+/// A review as kube-apiserver sends it, including managedFields.
 fn review(user: &str, group: &str, presets: &[&str]) -> serde_json::Value {
     json!({
         "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",

@@ -1,5 +1,4 @@
-//! The decision alone: SHA-256 of the value, one look into the keyring, the permissions. With 10 to 100,000 keys, so that
-//! it shows what more keys cost.
+//! The decision alone: SHA-256 of the value, a lookup in the key index, and the permissions, with 10 to 100,000 keys.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -15,18 +14,18 @@ use keywright::{
         key::{Digest, Key},
         requirement::Requirement,
     },
-    index::keyring::Keyring,
+    index::key_index::KeyIndex,
     verify::decision::decide,
 };
 use kube::runtime::watcher::Event;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-fn keyring(keys: usize) -> (Keyring, Vec<String>) {
-    let ring = Keyring::default();
+fn filled_index(keys: usize) -> (KeyIndex, Vec<String>) {
+    let index = KeyIndex::default();
     let permission: CatalogPermission = serde_json::from_value(json!({"name": "alerts:ReadConfig"})).unwrap();
     let spec = PermissionCatalogSpec { permissions: vec![permission], ..PermissionCatalogSpec::default() };
-    ring.set_catalog(Arc::new(Catalog::merge([("bench", &spec)]).0));
+    index.set_catalog(Arc::new(Catalog::merge([("bench", &spec)]).0));
     let mut random = StdRng::seed_from_u64(1);
     let mut values = vec![];
     for number in 0..keys {
@@ -42,33 +41,33 @@ fn keyring(keys: usize) -> (Keyring, Vec<String>) {
             },
         }))
         .unwrap();
-        ring.apply(&Event::Apply(key));
+        index.apply(&Event::Apply(key));
         if values.len() < 4096 {
             values.push(value.expose().to_owned());
         }
     }
-    (ring, values)
+    (index, values)
 }
 
 fn decisions(criterion: &mut Criterion) {
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     let mut group = criterion.benchmark_group("decision");
     for keys in [10, 10_000, 100_000] {
-        let (ring, values) = keyring(keys);
+        let (index, values) = filled_index(keys);
         let mut next = 0_usize;
         group.bench_function(format!("allowed, {keys} keys"), |bencher| {
             bencher.iter(|| {
                 next = (next + 1) % values.len();
                 let credential = Credential::One(values[next].as_bytes().into(), &Source::Authorization);
                 let requirement = Requirement::of_segment(black_box("permission=alerts:ReadConfig"), None);
-                decide(&ring, &credential, requirement, now).unwrap()
+                decide(&index, &credential, requirement, now).unwrap()
             });
         });
         group.bench_function(format!("unknown, {keys} keys"), |bencher| {
             let credential = Credential::One(b"kwt_unknown".as_slice().into(), &Source::Authorization);
             bencher.iter(|| {
                 let requirement = Requirement::of_segment(black_box("permission=alerts:ReadConfig"), None);
-                decide(&ring, &credential, requirement, now).unwrap_err()
+                decide(&index, &credential, requirement, now).unwrap_err()
             });
         });
     }

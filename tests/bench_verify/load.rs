@@ -1,4 +1,4 @@
-//! Load without a proxy: as many requests as the server answers, over connections like those of a proxy.
+//! Load without a proxy: each connection sends its next request after the response.
 
 use std::{
     sync::{
@@ -20,16 +20,16 @@ use keywright::verify::envoy_grpc;
 use prost::Message;
 use tokio::net::TcpStream;
 
-/// How a server is asked.
+/// The protocol of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// As nginx or Caddy ask: HTTP/1.1, a connection each.
+    /// HTTP/1.1 with one connection for each worker, like nginx and Caddy.
     Http,
-    /// As Envoy asks: gRPC, all on one connection.
+    /// gRPC with one connection for all workers, like Envoy.
     Grpc,
 }
 
-/// What came of it.
+/// The result of a measurement.
 pub struct Outcome {
     pub checks: u64,
     pub elapsed: Duration,
@@ -38,7 +38,7 @@ pub struct Outcome {
 
 const CONCURRENCY: usize = 16;
 
-/// Asks for `time`, with the keys of these numbers in turn.
+/// Sends checks for `time`, with all `keys` in turn.
 pub async fn run(address: &str, protocol: Protocol, keys: &Arc<Vec<String>>, time: Duration) -> Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicU64::new(0));
@@ -69,7 +69,7 @@ pub async fn run(address: &str, protocol: Protocol, keys: &Arc<Vec<String>>, tim
             let mut latencies = vec![];
             while !stop.load(Ordering::Relaxed) {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                // A stride that has no factor in common with the count, so that neighbours are not neighbours in memory.
+                // A stride coprime to the number of keys: consecutive checks use keys that are not adjacent in memory.
                 let key = &keys[(number.wrapping_mul(7919) % keys.len() as u64) as usize];
                 let sent = Instant::now();
                 if let Some(sender) = &mut own {
@@ -96,7 +96,7 @@ pub async fn run(address: &str, protocol: Protocol, keys: &Arc<Vec<String>>, tim
                     ensure!(trailers.get("grpc-status").is_some_and(|code| code == "0"), "{trailers:?}");
                     let answer = body.to_bytes();
                     let answer = envoy_grpc::CheckResponse::decode(answer.get(5..).context("no message")?)?;
-                    ensure!(answer.status.is_some_and(|status| status.code == 0), "refused");
+                    ensure!(answer.status.is_some_and(|status| status.code == 0), "the check was denied");
                 }
                 latencies.push(sent.elapsed());
             }
@@ -114,7 +114,7 @@ pub async fn run(address: &str, protocol: Protocol, keys: &Arc<Vec<String>>, tim
     Ok(Outcome { checks: latencies.len() as u64, elapsed, latencies })
 }
 
-/// A message between gRPC's five bytes.
+/// A message with gRPC's prefix of five bytes.
 fn framed(message: &[u8]) -> Bytes {
     let mut framed = vec![0];
     framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
@@ -122,7 +122,7 @@ fn framed(message: &[u8]) -> Bytes {
     framed.into()
 }
 
-/// What Envoy 1.40 sends for a GET of curl: addresses, times and all, of which the verifier skips most.
+/// The message that Envoy 1.40 sends for a GET request of curl.
 fn message(key: &str) -> Vec<u8> {
     #[derive(Clone, PartialEq, prost::Message)]
     struct Check {

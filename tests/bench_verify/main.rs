@@ -1,9 +1,9 @@
-//! `make bench-verify`: what a check costs, beside an authorization server of the same stack that decides nothing, in the
-//! same run on the same machine. The ratios count; absolute figures are what this machine did today.
+//! `make bench-verify`: compares the verifier with a no-op authorization server of the same stack in the same run on
+//! the same machine. Only the ratios are meaningful; absolute figures depend on the machine.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-// Figures are parsed from /proc, and arguments are read where they are needed.
+// The benchmark reads environment variables and arguments.
 #![allow(clippy::disallowed_methods)]
 
 #[path = "../support/mod.rs"]
@@ -37,8 +37,9 @@ use serde_json::{Value, json};
 use server::Server;
 use support::{ControlPlane, Operator, Options, Release, retry};
 
-/// How long each server is asked at a time, and how often in turn.
+/// The length of a measurement of one server.
 const SLICE: Duration = Duration::from_secs(2);
+/// The number of measurements of each server.
 const ROUNDS: usize = 7;
 
 #[tokio::main]
@@ -47,7 +48,7 @@ async fn main() -> Result<()> {
     if let Some("noop") = args.next().as_deref() {
         return noop::serve(&args.next().context("an address")?).await;
     }
-    // Cargo passes --bench; a number limits the run, for a quick look.
+    // Cargo passes --bench. A number limits the number of keys.
     let most = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(100_000);
     let sizes: Vec<usize> = [10, 10_000, 100_000].into_iter().filter(|n| *n <= most).collect();
     eprintln!("starting the control plane, the chart and the operator");
@@ -57,10 +58,10 @@ async fn main() -> Result<()> {
     operator.wait_ready().await?;
     let admin = plane.client().await?;
     let template = template(&admin).await?;
-    // It would look at every key that is seeded, and say that their Secrets are missing.
+    // It would reconcile the seeded keys, which have no Secrets.
     operator.terminate().await?;
 
-    // Nobody is there to answer for it, and what is measured is not admission.
+    // Without operator there is no webhook, and admission is not measured here.
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(admin.clone());
     webhooks.delete("keywright", &DeleteParams::default()).await?;
     let webhooks: Api<MutatingWebhookConfiguration> = Api::all(admin.clone());
@@ -73,11 +74,11 @@ async fn main() -> Result<()> {
         eprintln!("{size} keys: seeding");
         seed::write(plane.etcd(), &template, seeded..size).await?;
         seeded = size;
-        settle(&admin).await?;
+        wait_for_apiserver(&admin).await?;
         rows.push(measure(&plane, &admin, &noop, size).await?);
     }
     print(&rows);
-    // The uses of a few keys are all told before there is anything to measure.
+    // With few keys, all uses are reported before the measurement starts.
     if seeded >= 10_000 {
         println!("\n{}", uses(&plane, seeded).await?);
     }
@@ -87,15 +88,16 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// The apiserver takes in what appeared in etcd; a cold start of a verifier is not a cold start of that.
-async fn settle(admin: &Client) -> Result<()> {
+/// Waits until the apiserver has cached the keys that were written to etcd, so that the start of a verifier does not
+/// include this time.
+async fn wait_for_apiserver(admin: &Client) -> Result<()> {
     let keys: Api<ApiKey> = Api::all(admin.clone());
-    retry("the apiserver has settled", Duration::from_mins(3), async || {
-        let asked = Instant::now();
+    retry("the apiserver responds quickly", Duration::from_mins(3), async || {
+        let started = Instant::now();
         for _ in 0..3 {
             keys.list(&ListParams::default().limit(500)).await?;
         }
-        ensure!(asked.elapsed() < Duration::from_millis(900), "it is busy: {:?}", asked.elapsed());
+        ensure!(started.elapsed() < Duration::from_millis(900), "three lists took {:?}", started.elapsed());
         Ok(())
     })
     .await?;
@@ -103,7 +105,7 @@ async fn settle(admin: &Client) -> Result<()> {
     Ok(())
 }
 
-/// An ApiKey as the operator leaves it and the apiserver stores it.
+/// Creates the namespaces and a key, and returns the minted key as the apiserver stores it.
 async fn template(admin: &Client) -> Result<Value> {
     for number in 0..100 {
         let metadata = ObjectMeta { name: Some(format!("bench-{number}")), ..ObjectMeta::default() };
@@ -114,15 +116,15 @@ async fn template(admin: &Client) -> Result<Value> {
         "displayName": "Checkout service", "type": "Team", "presets": ["Alerts", "Dashboards"],
         "permissions": ["logs.data-api#high:ReadData"], "expiresAt": "2099-01-01T00:00:00Z",
     });
-    let key = retry("the catalogue is accepted", support::PATIENCE, async || {
+    let key = retry("the catalog is accepted", support::TIMEOUT, async || {
         support::keys::apply(admin, "bench-0", "template", &spec).await
     });
     key.await?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("keywright.dev", "v1alpha1", "ApiKey"));
     let keys: Api<DynamicObject> = Api::namespaced_with(admin.clone(), "bench-0", &resource);
-    retry("a key is minted", support::PATIENCE, async || {
+    retry("a key is minted", support::TIMEOUT, async || {
         let key = serde_json::to_value(keys.get("template").await?)?;
-        ensure!(key["status"]["tokens"][0].is_object(), "not yet");
+        ensure!(key["status"]["tokens"][0].is_object(), "the key has no token");
         Ok(key)
     })
     .await
@@ -138,12 +140,12 @@ pub struct Row {
     revocation: Option<(Duration, Duration, Duration)>,
 }
 
-/// One protocol, against both servers in turn.
+/// The figures of one protocol: verifier and no-op server.
 pub struct Checks {
     protocol: Protocol,
-    /// CPU a check of the verifier and of the no-op server, in microseconds: medians.
+    /// The median CPU time for each check, in microseconds.
     cpu: (f64, f64),
-    /// The median of the ratios of neighbours.
+    /// The median of the ratios of consecutive measurements.
     ratio: f64,
     per_second: (f64, f64),
     p50: (Duration, Duration),
@@ -158,11 +160,14 @@ async fn measure(plane: &ControlPlane, admin: &Client, noop: &Server, keys: usiz
     tokio::time::sleep(Duration::from_secs(3)).await;
     let metrics = verifier.get("/metrics").await?;
     let metric = |name: &str| support::keys::metric(&metrics, name).unwrap_or_default();
-    ensure!(metric("keywright_verifier_keys") >= keys as f64, "not every key is known");
+    ensure!(metric("keywright_verifier_keys") >= keys as f64, "the verifier does not have all keys");
     let index_bytes = metric("keywright_verifier_index_bytes") / metric("keywright_verifier_keys");
-    eprintln!("{keys} keys: synced in {sync:.1?}, {index_bytes:.0} bytes a key, {} kB", verifier.memory()? / 1024);
+    eprintln!(
+        "{keys} keys: synced in {sync:.1?}, {index_bytes:.0} bytes for each key, {} kB",
+        verifier.memory()? / 1024
+    );
 
-    // At most ten thousand different keys are sent: more would measure this client.
+    // At most 10,000 different keys are sent; with more, the cost of this client would dominate.
     let values: Arc<Vec<String>> = Arc::new((0..keys).step_by((keys / 10_000).max(1)).map(seed::value).collect());
     let mut checks = vec![];
     for protocol in [Protocol::Grpc, Protocol::Http] {
@@ -173,8 +178,8 @@ async fn measure(plane: &ControlPlane, admin: &Client, noop: &Server, keys: usiz
 }
 
 async fn compare(verifier: &Server, noop: &Server, protocol: Protocol, values: &Arc<Vec<String>>) -> Result<Checks> {
-    let (mut ratios, mut ours, mut floor) = (vec![], vec![], vec![]);
-    let (mut latencies, mut floor_latencies) = (vec![], vec![]);
+    let (mut ratios, mut cpu, mut noop_cpu) = (vec![], vec![], vec![]);
+    let (mut latencies, mut noop_latencies) = (vec![], vec![]);
     let mut rates = (vec![], vec![]);
     let slice = async |server: &Server| -> Result<(f64, load::Outcome)> {
         let before = server.cpu()?;
@@ -182,45 +187,50 @@ async fn compare(verifier: &Server, noop: &Server, protocol: Protocol, values: &
         let used = server.cpu()?.saturating_sub(before);
         Ok((used.as_secs_f64() * 1e6 / outcome.checks as f64, outcome))
     };
-    // Neither is measured cold.
+    // Warm-up.
     slice(verifier).await?;
     slice(noop).await?;
     for round in 0..ROUNDS {
-        let ((own, outcome), (other, floor_outcome)) = in_turn(round, slice(verifier), slice(noop)).await?;
-        ratios.push(own / other);
-        ours.push(own);
-        floor.push(other);
+        let ((with_verifier, outcome), (with_noop, noop_outcome)) =
+            in_turn(round, slice(verifier), slice(noop)).await?;
+        ratios.push(with_verifier / with_noop);
+        cpu.push(with_verifier);
+        noop_cpu.push(with_noop);
         rates.0.push(outcome.checks as f64 / outcome.elapsed.as_secs_f64());
-        rates.1.push(floor_outcome.checks as f64 / floor_outcome.elapsed.as_secs_f64());
+        rates.1.push(noop_outcome.checks as f64 / noop_outcome.elapsed.as_secs_f64());
         latencies.extend(outcome.latencies);
-        floor_latencies.extend(floor_outcome.latencies);
+        noop_latencies.extend(noop_outcome.latencies);
     }
     latencies.sort_unstable();
-    floor_latencies.sort_unstable();
+    noop_latencies.sort_unstable();
     let at = |times: &[Duration], share: usize| times[(times.len() - 1) * share / 100];
     let checks = Checks {
         protocol,
-        cpu: (median(ours), median(floor)),
+        cpu: (median(cpu), median(noop_cpu)),
         ratio: median(ratios),
         per_second: (median(rates.0), median(rates.1)),
-        p50: (at(&latencies, 50), at(&floor_latencies, 50)),
-        p99: (at(&latencies, 99), at(&floor_latencies, 99)),
+        p50: (at(&latencies, 50), at(&noop_latencies, 50)),
+        p99: (at(&latencies, 99), at(&noop_latencies, 99)),
     };
-    eprintln!("{protocol:?}: {:.1} us against {:.1} us a check: {:.2}", checks.cpu.0, checks.cpu.1, checks.ratio);
+    eprintln!(
+        "{protocol:?}: {:.1} us for each check, no-op {:.1} us, ratio {:.2}",
+        checks.cpu.0, checks.cpu.1, checks.ratio
+    );
     Ok(checks)
 }
 
-/// Runs both, one after the other; each is first in turn, so that a machine that slows down or speeds up favours neither.
+/// Runs both measurements one after the other. The order alternates between rounds, so that a drift of the machine's
+/// speed affects both equally.
 async fn in_turn<T>(
     round: usize,
-    ours: impl Future<Output = Result<T>>,
-    floor: impl Future<Output = Result<T>>,
+    verifier: impl Future<Output = Result<T>>,
+    noop: impl Future<Output = Result<T>>,
 ) -> Result<(T, T)> {
     if round.is_multiple_of(2) {
-        return Ok((ours.await?, floor.await?));
+        return Ok((verifier.await?, noop.await?));
     }
-    let floor = floor.await?;
-    Ok((ours.await?, floor))
+    let noop = noop.await?;
+    Ok((verifier.await?, noop))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -228,12 +238,13 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// How long from sending `active: false` until the first refusal, for 1,000 keys one after the other: p50, p99, most.
+/// Measures the time from the patch `active: false` until the first 401, for 1,000 keys one after the other: p50, p99
+/// and maximum.
 async fn revocation(admin: &Client, verifier: &Server) -> Result<(Duration, Duration, Duration)> {
     const KEYS: usize = 1000;
     let mut times = vec![];
     for number in (0..100_000).step_by(100_000 / KEYS) {
-        let (namespace, name) = seed::place(number);
+        let (namespace, name) = seed::location(number);
         let value = seed::value(number);
         ensure!(verifier.check(&value).await? == 200, "{name} does not work");
         let keys: Api<ApiKey> = Api::namespaced(admin.clone(), &namespace);
@@ -246,7 +257,7 @@ async fn revocation(admin: &Client, verifier: &Server) -> Result<(Duration, Dura
         while verifier.check(&value).await? == 200 && sent.elapsed() < Duration::from_secs(10) {}
         let took = sent.elapsed();
         patched.await??;
-        ensure!(took < Duration::from_secs(10), "{number} was never refused");
+        ensure!(took < Duration::from_secs(10), "key {number} was not rejected within 10 s");
         times.push(took);
     }
     times.sort_unstable();
@@ -254,24 +265,24 @@ async fn revocation(admin: &Client, verifier: &Server) -> Result<(Duration, Dura
     Ok((at(50), at(99), at(100)))
 }
 
-/// What it costs to tell the cluster when keys were used, while every key is in use.
+/// Measures the cost of reporting uses (`lastUsedAt`) while every key is in use.
 async fn uses(plane: &ControlPlane, keys: usize) -> Result<String> {
     const TIME: Duration = Duration::from_mins(1);
-    let verifier = Server::verifier_that_tells(plane, "1h").await?;
+    let verifier = Server::verifier_with_last_used_interval(plane, "1h").await?;
     retry("the verifier is ready", Duration::from_mins(2), async || verifier.get("/readyz").await).await?;
-    // All but those that were deactivated.
+    // Without the keys that `revocation` deactivated.
     let values: Arc<Vec<String>> = Arc::new((1..keys).filter(|number| number % 100 != 0).map(seed::value).collect());
     let outcome = load::run(&verifier.address, Protocol::Http, &values, 3 * SLICE).await?;
     ensure!(outcome.checks as usize >= values.len(), "not every key was used");
     drop(values);
     let written = async || -> Result<f64> {
         let name = "keywright_verifier_last_used_writes_total{outcome=\"Success\"}";
-        support::keys::metric(&verifier.get("/metrics").await?, name).context("no such metric")
+        support::keys::metric(&verifier.get("/metrics").await?, name).with_context(|| format!("no metric {name}"))
     };
     let (before, cpu) = (written().await?, verifier.cpu()?);
     tokio::time::sleep(TIME).await;
     let (writes, used) = (written().await? - before, verifier.cpu()?.saturating_sub(cpu));
-    ensure!(writes > 0.0, "nothing was written");
+    ensure!(writes > 0.0, "no lastUsedAt was written");
     Ok(format!(
         "{keys} keys in use: {:.0} writes of lastUsedAt a second, {:.1}% of a core, resident {:.1} MB",
         writes / TIME.as_secs_f64(),
@@ -284,7 +295,7 @@ fn print(rows: &[Row]) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     for row in rows {
         println!(
-            "\n{} keys: synced from a cold start in {:.1} s, {:.0} bytes of index a key, resident {:.1} MB (peak {:.1} MB)",
+            "\n{} keys: synced from a cold start in {:.1} s, {:.0} bytes of index for each key, resident {:.1} MB (peak {:.1} MB)",
             row.keys,
             row.sync.as_secs_f64(),
             row.index_bytes,
@@ -293,7 +304,7 @@ fn print(rows: &[Row]) {
         );
         for c in &row.checks {
             println!(
-                "  {:<5} CPU {:5.1} us a check, no-op {:5.1} us, ratio {:.2}; {:6.0}/s, no-op {:6.0}/s; p50 {:.2} ms, no-op {:.2}; p99 {:.2} ms, no-op {:.2}",
+                "  {:<5} CPU {:5.1} us for each check, no-op {:5.1} us, ratio {:.2}; {:6.0}/s, no-op {:6.0}/s; p50 {:.2} ms, no-op {:.2}; p99 {:.2} ms, no-op {:.2}",
                 format!("{:?}", c.protocol),
                 c.cpu.0,
                 c.cpu.1,
@@ -306,12 +317,12 @@ fn print(rows: &[Row]) {
                 ms(c.p99.1)
             );
         }
-        if let Some((p50, p99, most)) = row.revocation {
+        if let Some((p50, p99, maximum)) = row.revocation {
             println!(
-                "  from patching active: false to the first refusal: p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms",
+                "  from the patch active: false to the first 401: p50 {:.1} ms, p99 {:.1} ms, maximum {:.1} ms",
                 ms(p50),
                 ms(p99),
-                ms(most)
+                ms(maximum)
             );
         }
     }

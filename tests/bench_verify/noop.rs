@@ -1,5 +1,5 @@
-//! The floor: an authorization server of the same stack (hyper, tonic, the same listener and limits) that decides
-//! nothing. It reads what Envoy or a proxy sends, lets it pass, and sets one header.
+//! The baseline: an authorization server of the same stack (hyper, tonic, the same listener and limits) that allows
+//! every request and sets one header.
 
 use std::{
     convert::Infallible,
@@ -13,11 +13,8 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use keywright::{
-    runtime::{
-        args::LogFormat,
-        listener::{self, PATIENCE, Places},
-        telemetry,
-    },
+    net::listener::{self, ConnectionLimit, REQUEST_TIMEOUT},
+    telemetry::{Telemetry, TelemetryArgs, logs::LogFormat},
     verify::{
         envoy_grpc::{self, CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse, RpcStatus, check_response},
         server,
@@ -44,7 +41,7 @@ impl UnaryService<CheckRequest> for Noop {
 impl Service<Request<Incoming>> for Noop {
     type Response = Response<server::Body>;
     type Error = Infallible;
-    type Future = server::Answer;
+    type Future = server::CheckFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -56,7 +53,7 @@ impl Service<Request<Incoming>> for Noop {
                 let codec = tonic_prost::ProstCodec::<CheckResponse, CheckRequest>::default();
                 tonic::server::Grpc::new(codec).unary(Noop, request).await.map(Either::Right)
             };
-            return EitherFuture::Right(Box::pin(within_patience(call)));
+            return EitherFuture::Right(Box::pin(with_timeout(call)));
         }
         let mut response = Response::new(Full::<Bytes>::default());
         response.headers_mut().insert("x-keywright-team", HeaderValue::from_static("shop"));
@@ -64,18 +61,21 @@ impl Service<Request<Incoming>> for Noop {
     }
 }
 
-/// The least that keeps a request from staying in memory for ever.
-async fn within_patience(
+/// Limits the time of a request, as the verifier does.
+async fn with_timeout(
     answer: impl Future<Output = Response<server::Body>>,
 ) -> Result<Response<server::Body>, Infallible> {
-    Ok(tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Response::new(Either::Left(Full::default()))))
+    Ok(tokio::time::timeout(REQUEST_TIMEOUT, answer)
+        .await
+        .unwrap_or_else(|_| Response::new(Either::Left(Full::default()))))
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub async fn serve(address: &str) -> Result<()> {
-    // As the verifier: without a subscriber, spans of the libraries would cost it more than they cost that.
-    telemetry::start(LogFormat::Text, "info").map_err(anyhow::Error::msg)?;
+    // Like the verifier: without a subscriber, spans of the libraries would cost more than in the verifier.
+    let args = TelemetryArgs { log_format: LogFormat::Text, log: "info".to_owned(), otlp_endpoint: None };
+    let _telemetry = Telemetry::start(&args, "noop")?;
     let listener = std::net::TcpListener::bind(address)?;
     let handle = axum_server::Handle::new();
-    Ok(listener::serve(listener, None, handle, Places::new(4096), || Noop).await?)
+    Ok(listener::serve(listener, None, handle, ConnectionLimit::new(4096), || Noop).await?)
 }

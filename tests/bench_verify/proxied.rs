@@ -1,5 +1,5 @@
-//! The same through real proxies, each with the example that is shipped for it, loaded by wrk: with the verifier and with
-//! the server that decides nothing, in turn, and on the route that is not checked.
+//! The comparison through real proxies, configured by their examples and loaded by wrk: with the verifier, with the
+//! no-op server, and on a route without checks.
 
 use std::{fmt::Write, net::SocketAddr, process::Command, time::Duration};
 
@@ -16,38 +16,39 @@ use crate::{
     },
 };
 
-/// How long wrk runs at a time, and how often in turn.
+/// The length of a run of wrk.
 const SECONDS: u64 = 2;
+/// The number of runs with each server.
 const ROUNDS: usize = 11;
 const CONNECTIONS: usize = 16;
 
-/// One proxy.
+/// The figures of one proxy.
 pub struct Row {
     pub kind: Kind,
     pub verifier: Figures,
     pub noop: Figures,
     pub unchecked: Figures,
-    /// CPU a check, verifier to no-op server: the median of the ratios of neighbours.
+    /// The ratio of the CPU time for each check, verifier to no-op server: the median of consecutive runs.
     pub ratio: f64,
 }
 
-/// What wrk says, and the CPU of the authorization server.
+/// The output of wrk, and the CPU time of the authorization server.
 pub struct Figures {
     pub per_second: f64,
     pub p50: Duration,
     pub p99: Duration,
-    /// Microseconds a request.
+    /// CPU time for each request, in microseconds.
     pub cpu: f64,
 }
 
-/// Measures each proxy, with up to a thousand of the keys that are there.
+/// Measures each proxy with up to a thousand of the seeded keys.
 pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result<Vec<Row>> {
     let verifier = Server::verifier(plane).await?;
     retry("the verifier is ready", Duration::from_mins(2), async || verifier.get("/readyz").await).await?;
     let upstream = Server::noop().await?;
     let script = plane.folder().join("load.lua");
     let mut lua = "local keys = {".to_owned();
-    // From the second on: the first of each hundred were deactivated to see how soon that is noticed.
+    // Starts at 1, because `revocation` deactivates each key whose number is a multiple of 100.
     for number in (1..keys).step_by((keys / 1000).max(1)) {
         write!(lua, "\"{}\",", seed::value(number))?;
     }
@@ -57,9 +58,9 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
     let upstream: SocketAddr = upstream.address.parse()?;
     let mut rows = vec![];
     for kind in Kind::ALL {
-        // A proxy for each, so that both are as warm as they get.
-        let ours = Gateway::start(plane, kind, verifier.address.parse()?, upstream).await?;
-        let floor = Gateway::start(plane, kind, noop.address.parse()?, upstream).await?;
+        // Each server has its own proxy, so that both proxies stay warm.
+        let with_verifier = Gateway::start(plane, kind, verifier.address.parse()?, upstream).await?;
+        let with_noop = Gateway::start(plane, kind, noop.address.parse()?, upstream).await?;
         let slice = async |gateway: &Gateway, server: &Server, path: &str| -> Result<Figures> {
             let mut wrk = Command::new(find("wrk", "wrk")?);
             wrk.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency", "-s"]).arg(&script);
@@ -69,20 +70,23 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
             let used = server.cpu()?.saturating_sub(before);
             read(&text, used).with_context(|| format!("{kind:?} {path}:\n{text}"))
         };
-        slice(&ours, &verifier, "/alerts/1").await?;
-        slice(&floor, noop, "/alerts/1").await?;
-        let (mut with, mut without) = (vec![], vec![]);
+        slice(&with_verifier, &verifier, "/alerts/1").await?;
+        slice(&with_noop, noop, "/alerts/1").await?;
+        let (mut verifier_figures, mut noop_figures) = (vec![], vec![]);
         for round in 0..ROUNDS {
-            let (own, other) = (slice(&ours, &verifier, "/alerts/1"), slice(&floor, noop, "/alerts/1"));
-            let (own, other) = in_turn(round, own, other).await?;
-            with.push(own);
-            without.push(other);
+            let checked = slice(&with_verifier, &verifier, "/alerts/1");
+            let baseline = slice(&with_noop, noop, "/alerts/1");
+            let (checked, baseline) = in_turn(round, checked, baseline).await?;
+            verifier_figures.push(checked);
+            noop_figures.push(baseline);
         }
-        let ratio = median(with.iter().zip(&without).map(|(own, other)| own.cpu / other.cpu).collect());
-        let unchecked = slice(&ours, &verifier, "/public/1").await?;
-        let row = Row { kind, verifier: middle(&with), noop: middle(&without), unchecked, ratio };
+        let ratio = median(
+            verifier_figures.iter().zip(&noop_figures).map(|(checked, baseline)| checked.cpu / baseline.cpu).collect(),
+        );
+        let unchecked = slice(&with_verifier, &verifier, "/public/1").await?;
+        let row = Row { kind, verifier: medians(&verifier_figures), noop: medians(&noop_figures), unchecked, ratio };
         eprintln!(
-            "{kind:?}: {:.0}/s, {:.1} us against {:.1} us a check: {ratio:.2}",
+            "{kind:?}: {:.0}/s, {:.1} us for each check, no-op {:.1} us, ratio {ratio:.2}",
             row.verifier.per_second, row.verifier.cpu, row.noop.cpu
         );
         rows.push(row);
@@ -91,7 +95,7 @@ pub async fn measure(plane: &ControlPlane, noop: &Server, keys: usize) -> Result
 }
 
 /// The median of each figure.
-fn middle(figures: &[Figures]) -> Figures {
+fn medians(figures: &[Figures]) -> Figures {
     let of = |field: fn(&Figures) -> f64| median(figures.iter().map(field).collect());
     let time = |field: fn(&Figures) -> Duration| {
         let mut times: Vec<_> = figures.iter().map(field).collect();
@@ -102,14 +106,14 @@ fn middle(figures: &[Figures]) -> Figures {
 }
 
 fn read(text: &str, used: Duration) -> Result<Figures> {
-    ensure!(!text.contains("Non-2xx"), "not every request passed");
+    ensure!(!text.contains("Non-2xx"), "not every request was allowed");
     let field = |name: &str| -> Result<&str> {
         let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix(name));
-        line.map(str::trim).with_context(|| format!("wrk does not say {name}"))
+        line.map(str::trim).with_context(|| format!("the output of wrk lacks {name}"))
     };
     let time = |name: &str| -> Result<Duration> {
         let text = field(name)?;
-        let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).context("a unit")?);
+        let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).context("no unit")?);
         let seconds: f64 = number.parse()?;
         Ok(match unit {
             "us" => Duration::from_secs_f64(seconds / 1e6),
@@ -120,7 +124,7 @@ fn read(text: &str, used: Duration) -> Result<Figures> {
     let requests: f64 = text
         .lines()
         .find_map(|line| line.trim().split_once(" requests in ").map(|(count, _)| count))
-        .context("a count")?
+        .context("no number of requests")?
         .parse()?;
     Ok(Figures {
         per_second: field("Requests/sec:")?.parse()?,
@@ -130,11 +134,13 @@ fn read(text: &str, used: Duration) -> Result<Figures> {
     })
 }
 
-/// Prints the table.
+/// Prints the results as a table.
 pub fn print(rows: &[Row]) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    println!("\nthrough proxies, {CONNECTIONS} connections of wrk, one worker each, everything on the same cores:");
-    println!("| proxy | with | requests/s | p50 ms | p99 ms | server CPU us a check | ratio |");
+    println!(
+        "\nthrough proxies, {CONNECTIONS} connections of wrk, one worker for each proxy, all processes on the same cores:"
+    );
+    println!("| proxy | with | requests/s | p50 ms | p99 ms | server CPU us for each check | ratio |");
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
     for row in rows {
         let ratio = format!("{:.2}", row.ratio);

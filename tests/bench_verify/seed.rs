@@ -1,5 +1,5 @@
-//! A hundred thousand keys in seconds: written to etcd as the apiserver writes them, so that the apiserver and its watch
-//! cache are the real ones. One real key, minted by the operator, is the form of all; only name, uid and digest differ.
+//! Writes keys directly to etcd, in the format of the apiserver: 100,000 keys take seconds. They are copies of one key
+//! that the operator minted, with different names, uids and digests.
 
 use std::fmt::Write;
 
@@ -14,28 +14,28 @@ use serde_json::{Value, json};
 
 use crate::support::keys::sha256;
 
-/// How many objects go into one transaction of etcd; its own bound is 128.
+/// The number of objects in one transaction. etcd's limit is 128.
 const BATCH: usize = 100;
 
-/// The value of a key, by number; the same in every run, so that load and seed agree without keeping them.
+/// The value of key `number`. It is deterministic, so that values need not be stored.
 pub fn value(number: usize) -> String {
     let mut random = StdRng::seed_from_u64(number as u64);
     Key::mint(KeyType::Team, &mut random).expect("a key").expose().to_owned()
 }
 
-/// The namespace and the name of a key, by number.
-pub fn place(number: usize) -> (String, String) {
+/// The namespace and the name of key `number`.
+pub fn location(number: usize) -> (String, String) {
     (format!("bench-{}", number % 100), format!("seeded-{number:06}"))
 }
 
-/// Writes the keys of these numbers, like `template`, which is an ApiKey as the apiserver returns it.
+/// Writes the keys with these numbers as copies of `template`, an ApiKey as the apiserver returns it.
 pub async fn write(etcd: &str, template: &Value, numbers: std::ops::Range<usize>) -> Result<()> {
     let client = legacy::Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let base64 = |text: &str| -> Result<Value> { Ok(serde_json::to_value(ByteString(text.as_bytes().to_vec()))?) };
     let mut puts = vec![];
     let last = numbers.end.saturating_sub(1);
     for number in numbers {
-        let ((namespace, name), digest) = (place(number), sha256(&value(number)));
+        let ((namespace, name), digest) = (location(number), sha256(&value(number)));
         let mut key = template.clone();
         key["metadata"]["name"] = json!(name);
         key["metadata"]["namespace"] = json!(namespace);
@@ -46,9 +46,9 @@ pub async fn write(etcd: &str, template: &Value, numbers: std::ops::Range<usize>
         key["status"]["id"] = json!(format!("key_{}", &digest[..16]));
         key["status"]["tokens"][0]["sha256"] = json!(digest);
         key["status"]["tokens"][0]["id"] = key["status"]["id"].clone();
-        let mut at = "/registry/keywright.dev/apikeys/".to_owned();
-        write!(at, "{namespace}/{name}")?;
-        puts.push(json!({"requestPut": {"key": base64(&at)?, "value": base64(&key.to_string())?}}));
+        let mut path = "/registry/keywright.dev/apikeys/".to_owned();
+        write!(path, "{namespace}/{name}")?;
+        puts.push(json!({"requestPut": {"key": base64(&path)?, "value": base64(&key.to_string())?}}));
         if puts.len() == BATCH || number == last {
             let body = serde_json::to_vec(&json!({"success": std::mem::take(&mut puts)}))?;
             let request = Request::post(format!("{etcd}/v3/kv/txn")).body(Full::from(body))?;

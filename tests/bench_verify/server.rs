@@ -1,4 +1,4 @@
-//! A server under load, as a process of its own: its CPU and its memory are what the kernel says.
+//! A server under load in a separate process. The kernel reports its CPU time and its memory.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -24,14 +24,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// The verifier with the account that the chart gives it; without TLS, and without telling the cluster of uses: the
-    /// no-op server does neither.
+    /// Starts the verifier with the service account of the chart, without TLS and without reports of uses, like the
+    /// no-op server.
     pub async fn verifier(plane: &ControlPlane) -> Result<Self> {
-        Self::verifier_that_tells(plane, "0s").await
+        Self::verifier_with_last_used_interval(plane, "0s").await
     }
 
-    /// The same, and the cluster is told of uses so often.
-    pub async fn verifier_that_tells(plane: &ControlPlane, interval: &str) -> Result<Self> {
+    /// Like [`Self::verifier`], with `--last-used-interval`.
+    pub async fn verifier_with_last_used_interval(plane: &ControlPlane, interval: &str) -> Result<Self> {
         let (address, health) = (local()?, local()?);
         let log = std::fs::File::create(plane.folder().join("verifier.log"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_keywright"));
@@ -42,7 +42,7 @@ impl Server {
         Self::start(command, address, health).await
     }
 
-    /// The server that decides nothing: this very program.
+    /// Starts the no-op server, which is this program.
     pub async fn noop() -> Result<Self> {
         let address = local()?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -54,14 +54,14 @@ impl Server {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let client = Client::builder(TokioExecutor::new()).build_http();
         let server = Self { child, client, address, health };
-        retry("it listens", Duration::from_secs(10), async || {
+        retry("the server listens", Duration::from_secs(10), async || {
             Ok(tokio::net::TcpStream::connect(&server.address).await.map(drop)?)
         })
         .await?;
         Ok(server)
     }
 
-    /// What its health address says.
+    /// The response of the health address; an error unless its status is 2xx.
     pub async fn get(&self, path: &str) -> Result<String> {
         let response = self.client.get(format!("http://{}{path}", self.health).parse()?).await?;
         let status = response.status();
@@ -70,7 +70,7 @@ impl Server {
         Ok(text)
     }
 
-    /// The status code for a key.
+    /// The status code of a check of `key`.
     pub async fn check(&self, key: &str) -> Result<u16> {
         let request = hyper::Request::get(format!("http://{}/nginx/permission=none", self.address))
             .header("authorization", format!("Bearer {key}"))
@@ -81,21 +81,21 @@ impl Server {
         Ok(status)
     }
 
-    /// The CPU time that it has used until now.
+    /// The CPU time that the process has used.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields: Vec<&str> = stat.rsplit_once(") ").context("stat")?.1.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        // Linux counts in hundredths of a second.
+        // The unit is 1/100 s (USER_HZ).
         Ok(Duration::from_millis(ticks * 10))
     }
 
-    /// The memory that it occupies now, in bytes.
+    /// The resident memory, in bytes.
     pub fn memory(&self) -> Result<u64> {
         memory(self.child.id(), "VmRSS:")
     }
 
-    /// The most that it ever occupied.
+    /// The peak resident memory, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
         memory(self.child.id(), "VmHWM:")
     }

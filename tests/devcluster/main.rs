@@ -1,7 +1,7 @@
-//! A cluster for the developer's machine, without containers: `devcluster up | down | demo`.
+//! A development cluster without containers: `devcluster up | down | demo`.
 //!
-//! `up` leaves one process behind, the keeper. It owns the control plane and the operator, and they end with it: so
-//! there is one process id to remember, in `target/dev/keeper`.
+//! `up` starts a background process that runs the control plane, the operator and the verifier, which end with it. The
+//! file `target/dev/pid` contains its process id and start time.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -36,46 +36,47 @@ async fn run() -> Result<()> {
         Some("up") => up(&folder).await,
         Some("down") => down(&folder).await,
         Some("demo") => demo().await,
-        Some("keep") => keep(&folder).await,
+        Some("serve") => serve(&folder).await,
         _ => bail!("usage: devcluster up | down | demo"),
     }
 }
 
-/// Starts the cluster, unless it runs already, and says how to use it.
+/// Starts the cluster unless it is running, and prints how to use it.
 async fn up(folder: &Path) -> Result<()> {
-    if keeper(folder).is_none() {
-        clear(folder)?;
+    if running(folder).is_none() {
+        remove(folder)?;
         std::fs::create_dir_all(folder)?;
-        // Beside the folder: it has to tell what went wrong after the folder is gone.
+        // Outside of the folder, so that the log of a failed start is kept when the folder is removed.
         let log_file = folder.with_extension("log");
         let log = File::create(&log_file)?;
-        let mut keeper = Command::new(std::env::current_exe()?)
-            .arg("keep")
-            // It outlives this terminal, and Ctrl-C in it.
+        let mut server = Command::new(std::env::current_exe()?)
+            .arg("serve")
+            // A separate process group, so that Ctrl-C in this terminal does not end it.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let id = keeper.id();
-        let started = start_time(id).context("the keeper ended at once")?;
-        std::fs::write(folder.join("keeper"), format!("{id} {started}"))?;
+        let id = server.id();
+        let started = start_time(id).context("the background process ended at once")?;
+        std::fs::write(folder.join("pid"), format!("{id} {started}"))?;
         println!("Starting the control plane, the chart and the operator ...");
         while !folder.join("ready").exists() {
-            if let Some(status) = keeper.try_wait()? {
+            if let Some(status) = server.try_wait()? {
                 bail!("the cluster did not start ({status}):\n{}", std::fs::read_to_string(log_file)?);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     } else if !folder.join("ready").exists() {
-        bail!("another `devcluster up` is under way; see {}", folder.with_extension("log").display());
+        bail!("another `devcluster up` is starting the cluster; see {}", folder.with_extension("log").display());
     } else {
-        println!("It is up already.");
+        println!("The cluster is already running.");
     }
     let tools = Tools::find(&support::kubernetes_version())?;
-    let tools = tools.kubectl.parent().context("kubectl is in no folder")?;
+    let tools = tools.kubectl.parent().context("kubectl has no parent folder")?;
     println!(
-        "\n  export KUBECONFIG={}\n  export PATH={}:$PATH\n\nThe verifier answers at http://{}, as in /nginx/permission=none.\nLogs are in {}. `make down` ends it.",
+        "\n  export KUBECONFIG={}\n  export PATH={}:$PATH\n\nThe verifier listens on http://{}; an example of a path is /nginx/permission=none.\n\
+         Logs are in {}. `make down` stops the cluster.",
         folder.join("kubeconfig").display(),
         tools.display(),
         std::fs::read_to_string(folder.join("ready"))?,
@@ -84,8 +85,8 @@ async fn up(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the process that `up` leaves behind does until it is ended; its guardian then ends the rest.
-async fn keep(folder: &Path) -> Result<()> {
+/// Runs the cluster until this process ends. Its guardian then ends the other processes.
+async fn serve(folder: &Path) -> Result<()> {
     let (plane, operator) = cluster(ControlPlane::start_in(folder, &support::kubernetes_version()).await?).await?;
     let verifier = Verifier::start(&plane, VerifierOptions::default()).await?;
     std::fs::write(folder.join("ready"), verifier.address().to_string())?;
@@ -97,30 +98,30 @@ async fn keep(folder: &Path) -> Result<()> {
     }
 }
 
-/// Ends the cluster, if it runs.
+/// Stops the cluster if it is running.
 async fn down(folder: &Path) -> Result<()> {
-    let Some(id) = keeper(folder) else {
-        clear(folder)?;
-        println!("It is not up.");
+    let Some(id) = running(folder) else {
+        remove(folder)?;
+        println!("The cluster is not running.");
         return Ok(());
     };
     output(Command::new("/bin/sh").args(["-c", "kill -s TERM $1", "kill", &id.to_string()]))?;
     retry("the cluster ends", Duration::from_secs(20), async || {
-        ensure!(!folder.exists(), "{} is still there", folder.display());
+        ensure!(!folder.exists(), "{} still exists", folder.display());
         Ok(())
     })
     .await?;
-    println!("It is down.");
+    println!("The cluster has stopped.");
     Ok(())
 }
 
-/// Shows what the operator does, in a cluster of its own that ends with the demonstration.
+/// Demonstrates operator and verifier in a temporary cluster.
 async fn demo() -> Result<()> {
     println!("Starting a control plane, the chart and the operator ...");
     let (plane, _operator) = cluster(ControlPlane::start(&support::kubernetes_version()).await?).await?;
     let kubectl = |args: &[&str]| -> Result<bool> {
         println!("\n$ kubectl {}", args.iter().map(|arg| quoted(arg)).collect::<Vec<_>>().join(" "));
-        // Straight to the terminal, so that its output and its errors come in their order.
+        // Inherits the terminal, so that output and errors appear in order.
         Ok(plane.kubectl().args(args).current_dir(support::repository()).status()?.success())
     };
     let succeeds = |args: &[&str]| -> Result<()> {
@@ -134,12 +135,12 @@ async fn demo() -> Result<()> {
     succeeds(&["wait", "-n", "demo", "--for=condition=Ready", "apikeys", "--all", "--timeout=60s"])?;
     succeeds(&["get", "apikeys", "-n", "demo"])?;
 
-    println!("\nThe value of one of them, as its workload reads it (it ends with this cluster):");
+    println!("\nA workload reads the value of a key from its Secret (the value is deleted with this cluster):");
     let template = r#"-o=go-template={{index .data "key-value" | base64decode}}{{"\n"}}"#;
     succeeds(&["get", "secret", "-n", "demo", "checkout-telemetry-secret", template])?;
 
     println!(
-        "\nWhat a gateway asks of the verifier for a request with that value, on a route that needs a permission, and what it is told:"
+        "\nA gateway asks the verifier to check a request with this value, on a route that requires a permission:"
     );
     let verifier = Verifier::start(&plane, VerifierOptions::default()).await?;
     verifier.wait_ready().await?;
@@ -153,8 +154,11 @@ async fn demo() -> Result<()> {
             value.trim()
         );
         let answer = send(verifier.address(), request.as_bytes()).await?;
-        let told = |line: &&str| ["HTTP", "x-keywright", "www-auth"].iter().any(|start| line.starts_with(start));
-        println!("{}", answer.head.lines().filter(told).map(|line| format!("< {line}")).collect::<Vec<_>>().join("\n"));
+        let shown = |line: &&str| ["HTTP", "x-keywright", "www-auth"].iter().any(|start| line.starts_with(start));
+        println!(
+            "{}",
+            answer.head.lines().filter(shown).map(|line| format!("< {line}")).collect::<Vec<_>>().join("\n")
+        );
         Ok(answer.status)
     };
     ensure!(check("permission=logs.data-ingress:SendData").await? == 200, "the key may not send data");
@@ -172,36 +176,37 @@ async fn demo() -> Result<()> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(check("permission=logs.data-ingress:SendData").await? == 401, "the key still works");
 
-    println!("\nA mistake is refused at once:");
-    println!("\n$ cat {MISTAKE}\n{}", std::fs::read_to_string(support::repository().join(MISTAKE))?);
-    ensure!(!kubectl(&["apply", "-n", "demo", "-f", MISTAKE])?, "{MISTAKE} was accepted");
-    println!("\nThat is all; the cluster ends now.");
+    println!("\nAn invalid key is rejected:");
+    println!("\n$ cat {INVALID}\n{}", std::fs::read_to_string(support::repository().join(INVALID))?);
+    ensure!(!kubectl(&["apply", "-n", "demo", "-f", INVALID])?, "{INVALID} was accepted");
+    println!("\nThe demonstration is complete; the cluster is stopped.");
     Ok(())
 }
 
-const MISTAKE: &str = "examples/refused/unknown-preset.yaml";
+const INVALID: &str = "examples/refused/unknown-preset.yaml";
 
-/// `arg` as a person would type it.
+/// `arg`, quoted for a shell if it contains a space.
 fn quoted(arg: &str) -> String {
     if arg.contains(' ') { format!("'{arg}'") } else { arg.to_owned() }
 }
 
-/// Installs the chart into `plane`, and runs the operator.
+/// Installs the chart into `plane` and starts the operator.
 async fn cluster(plane: ControlPlane) -> Result<(ControlPlane, Operator)> {
     let (_release, operator) = support::install(&plane).await?;
     Ok((plane, operator))
 }
 
-/// The id of the keeper, if it runs. Its start time tells it from a later process with the same id.
-fn keeper(folder: &Path) -> Option<u32> {
-    let text = std::fs::read_to_string(folder.join("keeper")).ok()?;
+/// The id of the background process, if it is running. The start time distinguishes it from a later process with the
+/// same id.
+fn running(folder: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(folder.join("pid")).ok()?;
     let (id, started) = text.split_once(' ')?;
     let id = id.parse().ok()?;
     (start_time(id) == Some(started.parse().ok()?)).then_some(id)
 }
 
-/// Removes what a cluster left that ended together with its guardian, when the machine did.
-fn clear(folder: &Path) -> Result<()> {
+/// Removes the folder of a cluster whose guardian could not remove it, for instance after a power loss.
+fn remove(folder: &Path) -> Result<()> {
     if folder.exists() {
         std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }

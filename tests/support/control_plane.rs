@@ -1,5 +1,5 @@
-//! A real control plane: etcd, kube-apiserver and kube-controller-manager. There is no node, so nothing runs as a pod;
-//! everything else (RBAC, admission, CRDs, garbage collection, namespaces, service accounts) is the real thing.
+//! A real control plane: etcd, kube-apiserver and kube-controller-manager. It has no nodes, so no pods run; RBAC,
+//! admission, CRDs, garbage collection, namespaces and service accounts are real.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,9 @@ use rcgen::{
 
 use super::guardian::Guardian;
 use super::tools::Tools;
-use super::{PATIENCE, free_port, retry, serial, target};
+use super::{TIMEOUT, free_port, retry, serial, target};
 
-/// A running control plane. Dropping it ends its processes and removes its folder; so does the end of this process.
+/// A running control plane. Its processes end and its folder is removed when it is dropped or when this process ends.
 pub struct ControlPlane {
     folder: PathBuf,
     url: String,
@@ -34,19 +34,19 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts a control plane of the tool set `kubernetes-{version}`, in a folder of its own.
+    /// Starts a control plane of the tool set `kubernetes-{version}`, in a new folder.
     pub async fn start(version: &str) -> Result<Self> {
         let folder = target()?.join("control-planes").join(format!("{}-{}", std::process::id(), serial()));
         Self::start_in(&folder, version).await
     }
 
-    /// Starts a control plane in `folder`, which must not exist, and will not when the control plane has ended.
+    /// Starts a control plane in `folder`, which must not exist. The folder is removed when the control plane ends.
     pub async fn start_in(folder: &Path, version: &str) -> Result<Self> {
         Self::start_with(folder, version, &[]).await
     }
 
-    /// Starts one whose API server presents `certificate` and its key (both PEM) to every webhook on `port`, as the README
-    /// says how.
+    /// Starts a control plane whose apiserver presents the client certificate `certificate` with `key` (both PEM) to
+    /// webhooks on `port`, with the configuration from docs/operations.md ("By a client certificate").
     pub async fn start_with_webhook_client(port: u16, certificate: &str, key: &str) -> Result<Self> {
         let folder = target()?.join("control-planes").join(format!("{}-{}", std::process::id(), serial()));
         let admission = folder.with_extension("admission");
@@ -54,15 +54,16 @@ impl ControlPlane {
         let write = |name: &str, text: &str| std::fs::write(admission.join(name), text);
         write("client.crt", certificate)?;
         write("client.key", key)?;
-        let readme = std::fs::read_to_string(super::repository().join("README.md"))?;
+        let manual = std::fs::read_to_string(super::repository().join("docs/operations.md"))?;
         for (name, begin) in [("config.yaml", "# config.yaml"), ("kubeconfig", "# kubeconfig")] {
-            let text = readme.split_once(begin).and_then(|(_, rest)| rest.split_once("```")).context("no example")?.0;
-            let text = text.replace("\n  ", "\n").replace(":9443", &format!(":{port}"));
+            let text = manual.split_once(begin).and_then(|(_, rest)| rest.split_once("```"));
+            let text = text.with_context(|| format!("docs/operations.md has no example {name}"))?.0;
+            let text = text.replace(":9443", &format!(":{port}"));
             write(name, &format!("#{}", text.replace("/etc/kubernetes/admission", &admission.to_string_lossy())))?;
         }
         let config = format!("--admission-control-config-file={}", admission.join("config.yaml").display());
         let plane = Self::start_with(&folder, &super::kubernetes_version(), &[&config]).await;
-        // It has read them.
+        // The apiserver has read it when it is ready.
         std::fs::remove_file(admission.join("config.yaml"))?;
         plane
     }
@@ -87,7 +88,7 @@ impl ControlPlane {
                 &format!("--listen-peer-urls={peer}"),
                 &format!("--initial-advertise-peer-urls={peer}"),
                 &format!("--initial-cluster=default={peer}"),
-                // Nobody needs this data after a power cut.
+                // The data of a test need not survive a power loss.
                 "--unsafe-no-fsync",
             ],
         )?;
@@ -111,8 +112,8 @@ impl ControlPlane {
                     "--service-account-key-file=service-accounts.pub",
                     "--service-account-signing-key-file=service-accounts.key",
                     "--authorization-mode=RBAC",
-                    // As on OpenShift: who sets an owner that blocks deletion needs the right to. It is off by default, and
-                    // an operator that was never tried with it fails where it is on.
+                    // OpenShift enables this plugin, which is off by default: setting blockOwnerDeletion requires the
+                    // right to set finalizers of the owner.
                     "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
                     "--cert-dir=apiserver",
                 ],
@@ -121,7 +122,7 @@ impl ControlPlane {
         )?;
 
         let client = client(&folder.join("kubeconfig")).await?;
-        let ready = retry("kube-apiserver is ready", PATIENCE, async || {
+        let ready = retry("kube-apiserver is ready", TIMEOUT, async || {
             if let Some(status) = apiserver.try_wait()? {
                 return Ok(Err(status));
             }
@@ -149,8 +150,8 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Starts kube-controller-manager anew. Its garbage collector looks for new kinds every thirty seconds only, but
-    /// also when it starts: after CRDs were installed, this spares every test that wait.
+    /// Restarts kube-controller-manager. Its garbage collector discovers new kinds only every 30 seconds and at start,
+    /// so a restart after the CRDs were installed saves each test this wait.
     pub async fn restart_controller_manager(&self) -> Result<()> {
         {
             let mut running = self.controller_manager.lock().unwrap();
@@ -161,14 +162,14 @@ impl ControlPlane {
         self.wait_for_controllers(&self.client().await?).await
     }
 
-    /// Waits until garbage is collected: by then the controllers have read all kinds that there are.
+    /// Waits until an object without owner is collected: then the garbage collector has discovered all kinds.
     async fn wait_for_controllers(&self, client: &Client) -> Result<()> {
         let log = || tail(&self.folder.join("kube-controller-manager.log"));
         let configs: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
         let owner = OwnerReference {
             api_version: "v1".to_owned(),
             kind: "ConfigMap".to_owned(),
-            name: "nobody".to_owned(),
+            name: "missing-owner".to_owned(),
             uid: "00000000-0000-0000-0000-000000000000".to_owned(),
             ..OwnerReference::default()
         };
@@ -179,62 +180,63 @@ impl ControlPlane {
         };
         let garbage = ConfigMap { metadata, ..ConfigMap::default() };
         let garbage = configs.create(&PostParams::default(), &garbage).await?.name_any();
-        let collected = retry("garbage is collected", PATIENCE, async || {
-            ensure!(configs.get_opt(&garbage).await?.is_none(), "the garbage is still there");
+        let collected = retry("garbage is collected", TIMEOUT, async || {
+            ensure!(configs.get_opt(&garbage).await?.is_none(), "ConfigMap {garbage} still exists");
             Ok(())
         });
         collected.await.with_context(log)
     }
 
-    /// The folder with the data, certificates and logs; gone when the control plane is.
+    /// The folder with data, certificates and logs. It is removed with the control plane.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Where the apiserver listens, `https://127.0.0.1:...`.
+    /// The URL of the apiserver, `https://127.0.0.1:...`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where etcd listens, `http://127.0.0.1:...`: for tests that need more objects than an apiserver writes in time.
+    /// The URL of etcd, `http://127.0.0.1:...`, for tests that write more objects than an apiserver can in the time.
     pub fn etcd(&self) -> &str {
         &self.etcd
     }
 
-    /// The PEM of the certificate authority that the apiserver's certificate is from.
+    /// The certificate of the CA that issued the apiserver's certificate, in PEM.
     pub fn ca(&self) -> &str {
         &self.ca
     }
 
-    /// The administrator's kubeconfig: group `system:masters`, for whom RBAC does not apply.
+    /// The administrator's kubeconfig: group `system:masters`, which bypasses RBAC.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig")
     }
 
-    /// A new client of the administrator, for the runtime that asks.
+    /// A new administrator's client for the current runtime.
     pub async fn client(&self) -> Result<Client> {
         client(&self.kubeconfig()).await
     }
 
-    /// A new client that the apiserver takes for `user` in `groups` (and in `system:authenticated`, as everyone is).
+    /// A new client that impersonates `user` in `groups` and `system:authenticated`.
     pub async fn client_as(&self, user: &str, groups: &[&str]) -> Result<Client> {
         let mut config = config(&self.kubeconfig()).await?;
-        let everyone = ["system:authenticated"];
+        let authenticated = ["system:authenticated"];
         config.auth_info.impersonate = Some(user.to_owned());
-        config.auth_info.impersonate_groups = Some(groups.iter().chain(&everyone).map(ToString::to_string).collect());
+        config.auth_info.impersonate_groups =
+            Some(groups.iter().chain(&authenticated).map(ToString::to_string).collect());
         Ok(Client::try_from(config)?)
     }
 
-    /// The real kubectl, as administrator.
+    /// A kubectl command with the administrator's kubeconfig.
     pub fn kubectl(&self) -> Command {
         let mut kubectl = Command::new(&self.tools.kubectl);
         kubectl.env("KUBECONFIG", self.kubeconfig()).env("KUBECACHEDIR", self.folder.join("kubectl"));
-        // The user's own preferences must not change what tests see.
+        // The developer's kuberc must not affect tests.
         kubectl.env("KUBERC", "off");
         kubectl
     }
 
-    /// The real helm, as administrator.
+    /// A helm command with the administrator's kubeconfig.
     pub fn helm(&self) -> Command {
         let mut helm = Command::new(&self.tools.helm);
         helm.env("KUBECONFIG", self.kubeconfig());
@@ -245,18 +247,18 @@ impl ControlPlane {
         helm
     }
 
-    /// A token of a service account, as a pod would get it.
+    /// Requests a token of a service account, valid for 24 hours.
     pub async fn token_for(&self, namespace: &str, account: &str) -> Result<String> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let spec = TokenRequestSpec { expiration_seconds: Some(24 * 60 * 60), ..TokenRequestSpec::default() };
         let request = TokenRequest { spec, ..TokenRequest::default() };
         let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
         let answer = answer.with_context(|| format!("no token for {namespace}/{account}"))?;
-        Ok(answer.status.context("a token request without an answer")?.token)
+        Ok(answer.status.context("the token request has no status")?.token)
     }
 
-    /// Writes a kubeconfig with a token of a service account, and returns its path. `server` takes the place of the
-    /// apiserver's own address: a [`super::Proxy`].
+    /// Writes a kubeconfig with a token of a service account, and returns its path. `server` replaces the URL of the
+    /// apiserver, for instance by that of a [`super::Proxy`].
     pub async fn kubeconfig_for_service_account(
         &self,
         namespace: &str,
@@ -270,7 +272,7 @@ impl ControlPlane {
     }
 }
 
-/// Runs `command`, and returns its standard output; its standard error is in the error.
+/// Runs `command` and returns its standard output. If it fails, the error contains its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     if !output.status.success() {
@@ -284,14 +286,14 @@ fn arguments(command: &Command) -> String {
     command.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// The last lines of a log, for the error message.
+/// The last 20 lines of a log, for error messages.
 pub(super) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     format!("the end of {}:\n{}", log.display(), lines[lines.len().saturating_sub(20)..].join("\n"))
 }
 
-/// Starts a part of the control plane in `folder`, with its output in a file there.
+/// Starts a component of the control plane in `folder`; its output is appended to a log file there.
 fn start(guardian: &Guardian, folder: &Path, program: &Path, arguments: &[&str]) -> Result<Child> {
     let name = program.file_name().context("a program without a name")?.to_string_lossy();
     let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
@@ -311,7 +313,7 @@ fn start_controller_manager(guardian: &Guardian, folder: &Path, tools: &Tools) -
             "--service-account-private-key-file=service-accounts.key",
             "--root-ca-file=ca.crt",
             "--leader-elect=false",
-            // It serves nothing that a test needs, so it needs no port.
+            // No test uses its endpoints.
             "--secure-port=0",
         ],
     )
@@ -326,7 +328,7 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config(kubeconfig).await?)?)
 }
 
-/// Writes all keys, certificates and kubeconfigs of the control plane; returns the PEM of its certificate authority.
+/// Writes the keys, certificates and kubeconfigs of the control plane; returns the CA certificate in PEM.
 fn write_certificates(folder: &Path, url: &str) -> Result<String> {
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text);
 
@@ -364,7 +366,7 @@ fn write_certificates(folder: &Path, url: &str) -> Result<String> {
     Ok(ca.pem())
 }
 
-/// Writes a kubeconfig for `server`, trusting the `ca.crt` beside it.
+/// Writes a kubeconfig for `server` that trusts the `ca.crt` in the same folder.
 fn write_kubeconfig(path: &Path, server: &str, user: &str) -> Result<()> {
     let ca = path.with_file_name("ca.crt");
     let text = format!(

@@ -1,4 +1,4 @@
-//! The chart as users install it, and the operator's real binary as the chart's Deployment would run it.
+//! The chart, installed with helm, and the operator's real binary, run as the chart's Deployment says.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,23 +17,23 @@ use kube::api::{Api, Patch, PatchParams};
 use super::control_plane::{output, tail};
 use super::guardian::Guardian;
 use super::process::memory;
-use super::{ControlPlane, PATIENCE, free_port, repository, retry, serial};
+use super::{ControlPlane, TIMEOUT, free_port, repository, retry, serial};
 
 /// The namespace that the chart is installed into.
 pub const NAMESPACE: &str = "keywright-system";
 
-/// The chart, installed.
+/// An installed chart.
 pub struct Release {
     webhook_port: u16,
 }
 
 impl Release {
-    /// Installs the chart with the real helm; each of `values` is a `--set`.
+    /// Installs the chart with helm; each of `values` is passed by `--set`.
     pub async fn install(plane: &ControlPlane, values: &[&str]) -> Result<Self> {
         Self::install_at(plane, free_port()?, values).await
     }
 
-    /// As [`Self::install`], with the webhook on this port.
+    /// Like [`Self::install`], with the webhook on `port`.
     pub async fn install_at(plane: &ControlPlane, port: u16, values: &[&str]) -> Result<Self> {
         let release = Self { webhook_port: port };
         let port = format!("webhook.port={port}");
@@ -44,7 +44,7 @@ impl Release {
         Ok(release)
     }
 
-    /// Takes what was installed without helm, and leads the webhook to the operator with this replica number.
+    /// A release that was installed without helm; routes the webhook to the operator with number `replica`.
     pub async fn adopt(plane: &ControlPlane, replica: u8) -> Result<Self> {
         let services: Api<Service> = Api::namespaced(plane.client().await?, NAMESPACE);
         let ports = services.get("keywright-webhook").await?.spec.and_then(|spec| spec.ports).unwrap_or_default();
@@ -54,20 +54,20 @@ impl Release {
         Ok(release)
     }
 
-    /// Where the webhook of an operator listens.
+    /// The address of an operator's webhook.
     pub fn webhook_address(&self, operator: &Operator) -> String {
         format!("{}:{}", address(operator.replica), self.webhook_port)
     }
 
-    /// Upgrades the chart with further values.
+    /// Upgrades the release with additional values.
     pub fn upgrade(plane: &ControlPlane, values: &[&str]) -> Result<()> {
         helm(plane, values)
     }
 
-    /// Lets the apiserver call the webhook of the operator with this replica number.
+    /// Routes the webhook to the operator with number `replica`.
     ///
-    /// There is no kube-proxy, so a Service's cluster address leads nowhere. For a Service of type ExternalName the
-    /// apiserver dials that name instead, and still checks the certificate for `keywright-webhook.{namespace}.svc`.
+    /// Without kube-proxy, a Service's cluster IP is not reachable. For a Service of type ExternalName the apiserver
+    /// connects to the external name, and still verifies the certificate for `keywright-webhook.{namespace}.svc`.
     pub async fn route_webhook(&self, plane: &ControlPlane, replica: u8) -> Result<()> {
         let services: Api<Service> = Api::namespaced(plane.client().await?, NAMESPACE);
         let external = serde_json::json!({"spec": {
@@ -78,16 +78,17 @@ impl Release {
     }
 }
 
-/// What is different from how the Deployment would run the operator.
+/// The differences from the Deployment of the operator.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Replica N listens on 127.0.0.N, so that all replicas have the one webhook port that the Service names.
+    /// The number of the replica. Replica N listens on 127.0.0.N, so that all replicas use the webhook port of the
+    /// Service.
     pub replica: u8,
-    /// The address of a [`super::Proxy`], if the operator is not to talk to the apiserver directly.
+    /// The URL of a [`super::Proxy`] that the operator uses instead of the apiserver.
     pub server: Option<String>,
-    /// Arguments, as `--name=value`, in place of those of the same name in the Deployment, or after them.
+    /// Arguments `--name=value`. Each replaces the Deployment's argument of the same name, or is added.
     pub args: Vec<String>,
-    /// Environment variables besides those of the Deployment.
+    /// Environment variables in addition to those of the Deployment.
     pub env: Vec<(String, String)>,
 }
 
@@ -107,9 +108,9 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Runs the operator's binary with exactly the arguments and the environment of the Deployment `keywright`, as its
-    /// service account: an argument that the binary does not know, or a right that the chart forgot, fails the test.
-    /// Only the addresses to listen on are other ones, and what `options` adds.
+    /// Runs the operator's binary with the arguments, the environment and the service account of the Deployment
+    /// `keywright`, so that an unknown argument or a missing right in the chart fails the test. Only the listen
+    /// addresses and the changes in `options` differ.
     pub async fn start(plane: &ControlPlane, release: &Release, options: Options) -> Result<Self> {
         let deployments: Api<Deployment> = Api::namespaced(plane.client().await?, NAMESPACE);
         let deployment = deployments.get("keywright").await.context("the Deployment")?;
@@ -152,9 +153,9 @@ impl Operator {
         })
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` returns 200.
     pub async fn wait_ready(&self) -> Result<()> {
-        let ready = retry("the operator is ready", PATIENCE, async || {
+        let ready = retry("the operator is ready", TIMEOUT, async || {
             if let Some(status) = self.child.lock().unwrap().try_wait()? {
                 return Ok(Err(status));
             }
@@ -172,7 +173,7 @@ impl Operator {
         self.get("/metrics").await
     }
 
-    /// The answer of the health address to `path`; an error unless it is 200.
+    /// The response of the health address to `GET path`; an error unless its status is 2xx.
     pub async fn get(&self, path: &str) -> Result<String> {
         let client = legacy::Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
         let response = client.get(format!("{}{path}", self.health).parse()?).await?;
@@ -182,12 +183,12 @@ impl Operator {
         Ok(text)
     }
 
-    /// Where `/healthz`, `/readyz` and `/metrics` are.
+    /// The address of `/healthz`, `/readyz` and `/metrics`.
     pub fn health_address(&self) -> &str {
         self.health.trim_start_matches("http://")
     }
 
-    /// Everything that it has written to standard output and standard error.
+    /// Its standard output and standard error until now.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -197,35 +198,38 @@ impl Operator {
         self.id
     }
 
-    /// The memory that it occupies now, in bytes.
+    /// Its resident memory, in bytes.
     pub fn memory(&self) -> Result<u64> {
         memory(self.id, "VmRSS:")
     }
 
-    /// The most memory that it ever occupied, in bytes.
+    /// Its peak resident memory, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
         memory(self.id, "VmHWM:")
     }
 
-    /// Asks it to stop, as Kubernetes does before it removes a pod, and waits until it has.
+    /// Sends SIGTERM, as the kubelet does when a pod is deleted, and waits up to 30 seconds until the process has
+    /// ended.
     pub async fn terminate(&self) -> Result<ExitStatus> {
-        self.ask_to_stop()?;
+        self.send_sigterm()?;
         self.ended(Duration::from_secs(30)).await
     }
 
-    /// Asks it to stop, and does not wait.
-    pub fn ask_to_stop(&self) -> Result<()> {
+    /// Sends SIGTERM without waiting.
+    pub fn send_sigterm(&self) -> Result<()> {
         output(Command::new("/bin/sh").args(["-c", "kill -s TERM $1", "kill", &self.id.to_string()]))?;
         Ok(())
     }
 
-    /// Waits until it has ended, for whatever reason.
+    /// Waits until the process has ended.
     pub async fn ended(&self, timeout: Duration) -> Result<ExitStatus> {
-        retry("the operator stops", timeout, async || self.child.lock().unwrap().try_wait()?.context("it still runs"))
-            .await
+        retry("the operator ends", timeout, async || {
+            self.child.lock().unwrap().try_wait()?.context("the operator still runs")
+        })
+        .await
     }
 
-    /// Kills it, as a node that loses its power does.
+    /// Kills it with SIGKILL.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap();
         let _ = child.kill();
@@ -251,18 +255,24 @@ fn address(replica: u8) -> String {
     format!("127.0.0.{replica}")
 }
 
-/// Gives the argument that begins with `flag` another value.
+/// Replaces the value of the argument that begins with `flag`.
 pub(super) fn listen(args: &mut [String], flag: &str, value: &str) -> Result<()> {
     let arg = args.iter_mut().find(|arg| arg.starts_with(flag));
     *arg.with_context(|| format!("the Deployment has no argument {flag}"))? = format!("{flag}{value}");
     Ok(())
 }
 
-/// Writes the ConfigMaps that the kubelet would mount into folders, and puts these folders into the arguments.
+/// Writes the ConfigMaps of the volumes into folders, as the kubelet mounts them, and replaces the mount paths in the
+/// arguments.
 async fn mount(plane: &ControlPlane, pod: &PodSpec, container: &Container, args: &mut [String]) -> Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(plane.client().await?, NAMESPACE);
     for mount in container.volume_mounts.iter().flatten() {
-        let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mount.name).context("no such volume")?;
+        let volume = pod
+            .volumes
+            .iter()
+            .flatten()
+            .find(|volume| volume.name == mount.name)
+            .with_context(|| format!("no volume {}", mount.name))?;
         let Some(source) = &volume.config_map else { continue };
         let folder = plane.folder().join(format!("{}-{}", mount.name, serial()));
         std::fs::create_dir(&folder)?;
@@ -276,24 +286,24 @@ async fn mount(plane: &ControlPlane, pod: &PodSpec, container: &Container, args:
     Ok(())
 }
 
-/// What the kubelet would set the variable to.
+/// The value that the kubelet sets for a variable.
 fn value(variable: &EnvVar, replica: u8) -> Result<String> {
     let Some(source) = &variable.value_from else { return Ok(variable.value.clone().unwrap_or_default()) };
     match source.field_ref.as_ref().map(|field| field.field_path.as_str()) {
         Some("metadata.name") => Ok(format!("keywright-{replica}")),
         Some("metadata.namespace") => Ok(NAMESPACE.to_owned()),
         Some("status.podIP") => Ok(address(replica)),
-        _ => bail!("the harness does not know where {} comes from", variable.name),
+        _ => bail!("unsupported source of variable {}", variable.name),
     }
 }
 
-/// The operator's binary: Cargo tells tests where it is, and puts it beside the folder of the examples.
+/// The path of the binary `keywright`: from Cargo's environment in tests; for examples, in the parent of their folder.
 pub(super) fn binary() -> Result<PathBuf> {
     if let Some(path) = option_env!("CARGO_BIN_EXE_keywright") {
         return Ok(Path::new(path).to_owned());
     }
-    let examples = std::env::current_exe()?;
-    let path = examples.ancestors().nth(2).context("no folder above this binary")?.join("keywright");
+    let example = std::env::current_exe()?;
+    let path = example.ancestors().nth(2).context("no folder above this binary")?.join("keywright");
     ensure!(path.exists(), "{} is missing: run `cargo build` first", path.display());
     Ok(path)
 }

@@ -1,4 +1,4 @@
-//! Any process of a test besides the operator: it ends with the test, by its id.
+//! Processes of a test besides the operator. They end with the test.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::control_plane::tail;
 use super::guardian::Guardian;
-use super::{ControlPlane, PATIENCE, retry, serial};
+use super::{ControlPlane, TIMEOUT, retry, serial};
 
 /// A process of a test. Dropping it kills it.
 pub struct Process {
@@ -20,7 +20,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` in `folder`, with its output in a file of the control plane's folder.
+    /// Starts `program` in `folder`; its output goes to a log file in the control plane's folder.
     pub fn start(
         plane: &ControlPlane,
         program: &Path,
@@ -38,37 +38,37 @@ impl Process {
         Ok(Self { child: Mutex::new(child), log })
     }
 
-    /// Waits until something answers at `address`.
+    /// Waits until the process accepts connections at `address`.
     pub async fn wait_for(&self, address: SocketAddr) -> Result<()> {
-        let answers = retry("it answers", PATIENCE, async || {
+        let listening = retry("the process listens", TIMEOUT, async || {
             if let Some(status) = self.child.lock().unwrap().try_wait()? {
                 return Ok(Err(status));
             }
             TcpStream::connect(address).await?;
             Ok(Ok(()))
         });
-        match answers.await.with_context(|| tail(&self.log))? {
+        match listening.await.with_context(|| tail(&self.log))? {
             Ok(()) => Ok(()),
-            Err(status) => bail!("it ended with {status}; {}", tail(&self.log)),
+            Err(status) => bail!("the process ended with {status}; {}", tail(&self.log)),
         }
     }
 
-    /// The number of the process.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.lock().unwrap().id()
     }
 
-    /// The last lines that it has written, for the error message.
+    /// The last lines of its output, for error messages.
     pub fn tail(&self) -> String {
         tail(&self.log)
     }
 
-    /// Everything that it has written.
+    /// Its output until now.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Kills it, as a node that loses its power does.
+    /// Kills it with SIGKILL.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap();
         let _ = child.kill();
@@ -82,14 +82,14 @@ impl Drop for Process {
     }
 }
 
-/// A port of the loopback address.
+/// The loopback address with `port`.
 pub fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// What the kernel says of the memory of a process, in bytes: `VmRSS:` is now, `VmHWM:` the most ever.
+/// A memory field of `/proc/ID/status`, in bytes: `VmRSS:` is the current size, `VmHWM:` the peak.
 pub fn memory(id: u32, name: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the process is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the process has ended")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }

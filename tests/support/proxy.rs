@@ -1,6 +1,6 @@
-//! A reverse proxy between one operator and the apiserver: it records every request, and lets things go wrong where a
-//! network or an apiserver would. The operator reaches it by plain HTTP; it adds TLS and passes the rest on, the
-//! operator's token and its watches included.
+//! A reverse proxy between one operator and the apiserver. It records every request and injects faults of a network or
+//! an apiserver. The operator connects by plain HTTP; the proxy adds TLS and forwards everything else, including the
+//! operator's token and its watches.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -29,53 +29,52 @@ use super::ControlPlane;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A request that came by. It holds no body and no header, so that no secret can get into a test's output.
+/// A recorded request, without body and headers, so that no secret can get into a test's output.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub method: Method,
     pub path: String,
     pub query: String,
-    /// The bytes of the request's body.
+    /// The size of the body, in bytes.
     pub size: usize,
-    /// What the operator was answered; `None` while it waits, or if it never got an answer.
+    /// The status of the response; `None` until there is one.
     pub status: Option<StatusCode>,
-    /// When it came by.
+    /// The time at which the proxy received it.
     pub at: Instant,
 }
 
 impl Record {
-    /// By its method, the request changes something.
+    /// Whether the method is one of a write.
     pub fn is_mutating(&self) -> bool {
         matches!(self.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
     }
 
-    /// The request changes an object that a test cares for: not a Lease, not an Event, and not a question in the form
-    /// of an object (SubjectAccessReview).
+    /// Whether the request writes an object other than a Lease, an Event or a review (SubjectAccessReview and others).
     pub fn is_write(&self) -> bool {
-        let aside = ["/leases", "/events", "reviews"];
-        self.is_mutating() && !aside.iter().any(|part| self.path.contains(part))
+        let excluded = ["/leases", "/events", "reviews"];
+        self.is_mutating() && !excluded.iter().any(|part| self.path.contains(part))
     }
 
-    /// The request is a watch, whose answer never ends by itself.
+    /// Whether the request is a watch.
     pub fn is_watch(&self) -> bool {
         self.query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1"))
     }
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone)]
 pub enum Fault {
-    /// The request is answered with this status; the apiserver never sees it.
-    Refuse(u16),
-    /// The request is passed on this much later.
+    /// The proxy answers with this status and does not forward the request.
+    Reject(u16),
+    /// The proxy forwards the request after this time.
     Delay(Duration),
-    /// The watch is answered as one that begins before what the apiserver remembers: start over, with a list.
+    /// The proxy answers a watch with 410 Expired (the resource version is too old), which requires a new list.
     Expire,
-    /// The watch is answered with status 200, and its only event is an error with this code.
+    /// The proxy answers a watch with status 200 and one event, an error with this code.
     ErrorEvent(u16),
-    /// The apiserver has done what was asked, but the connection breaks instead of an answer.
+    /// The apiserver executes the request, but the proxy closes the connection instead of sending the response.
     LoseAnswer,
-    /// As `LoseAnswer`, and this runs between the two: it kills the operator, for instance.
+    /// Like `LoseAnswer`; the function is called before the connection is closed, for instance to kill the operator.
     AfterCommit(Arc<dyn Fn() + Send + Sync>),
 }
 
@@ -85,7 +84,7 @@ impl Fault {
         Self::AfterCommit(Arc::new(then))
     }
 
-    fn needs_answer(&self) -> bool {
+    fn is_after_commit(&self) -> bool {
         matches!(self, Self::LoseAnswer | Self::AfterCommit(_))
     }
 }
@@ -93,7 +92,7 @@ impl Fault {
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refuse(status) => write!(f, "Refuse({status})"),
+            Self::Reject(status) => write!(f, "Reject({status})"),
             Self::Delay(time) => write!(f, "Delay({time:?})"),
             Self::Expire => write!(f, "Expire"),
             Self::ErrorEvent(code) => write!(f, "ErrorEvent({code})"),
@@ -103,28 +102,30 @@ impl fmt::Debug for Fault {
     }
 }
 
-/// A fault that is planned for some requests.
+/// A fault that is planned for matching requests.
 struct Plan {
     matches: Box<dyn Fn(&Record) -> bool + Send + Sync>,
-    /// How many of them pass before it strikes, and how often it strikes then.
-    spared: usize,
-    strikes: usize,
+    /// The number of matching requests before the first fault.
+    skip: usize,
+    /// The number of faults that are left.
+    remaining: usize,
     fault: Fault,
-    struck: Arc<AtomicUsize>,
+    injected: Arc<AtomicUsize>,
 }
 
-/// Tells how often a planned fault has struck.
+/// A handle of a planned fault.
 #[derive(Clone, Debug)]
 pub struct Planned(Arc<AtomicUsize>);
 
 impl Planned {
-    /// How often it has struck until now.
-    pub fn struck(&self) -> usize {
+    /// How often the fault was injected.
+    pub fn injected(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// A running proxy, on a thread and runtime of its own: a test that blocks its runtime does not stop the operator.
+/// A running proxy. It has its own thread and runtime, so that a test that blocks its runtime does not stop the
+/// operator.
 pub struct Proxy {
     url: String,
     state: Arc<State>,
@@ -146,43 +147,44 @@ impl Proxy {
         Ok(Self { url, state, stop, thread })
     }
 
-    /// Where the operator finds it, `http://127.0.0.1:...`.
+    /// Its URL, `http://127.0.0.1:...`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Lets `fault` strike once: at the `k`-th request from now on (counted from 1) for which `matches` is true. For
-    /// faults after the commit, only requests that the apiserver granted are counted.
+    /// Injects `fault` once, at the `k`-th request from now on (counted from 1) for which `matches` is true. For faults
+    /// after the commit, only requests that the apiserver answered with 2xx are counted.
     pub fn inject(&self, k: usize, matches: impl Fn(&Record) -> bool + Send + Sync + 'static, fault: Fault) -> Planned {
         self.inject_times(k, 1, matches, fault)
     }
 
-    /// Lets `fault` strike `strikes` times in a row, from the `k`-th request on for which `matches` is true.
+    /// Injects `fault` `times` times in a row, from the `k`-th request on for which `matches` is true.
     pub fn inject_times(
         &self,
         k: usize,
-        strikes: usize,
+        times: usize,
         matches: impl Fn(&Record) -> bool + Send + Sync + 'static,
         fault: Fault,
     ) -> Planned {
         assert!(k > 0, "requests are counted from 1");
-        let struck = Arc::new(AtomicUsize::new(0));
-        let plan = Plan { matches: Box::new(matches), spared: k - 1, strikes, fault, struck: struck.clone() };
+        let injected = Arc::new(AtomicUsize::new(0));
+        let plan =
+            Plan { matches: Box::new(matches), skip: k - 1, remaining: times, fault, injected: injected.clone() };
         self.state.plans.lock().unwrap().push(plan);
-        Planned(struck)
+        Planned(injected)
     }
 
-    /// Forgets all planned faults.
-    pub fn heal(&self) {
+    /// Removes all planned faults.
+    pub fn clear_faults(&self) {
         self.state.plans.lock().unwrap().clear();
     }
 
-    /// Breaks the connections of all watches that are open now; the operator may open new ones.
+    /// Breaks the connections of all open watches. The operator can open new ones.
     pub fn cut_watches(&self) {
         std::mem::take(&mut *self.state.watches.lock().unwrap()).cancel();
     }
 
-    /// All requests until now, in the order in which they came.
+    /// All requests until now, in order of arrival.
     pub fn requests(&self) -> Vec<Record> {
         self.state.records.lock().unwrap().clone()
     }
@@ -214,7 +216,7 @@ async fn serve(listener: std::net::TcpListener, state: Arc<State>, stop: Cancell
         };
         let state = state.clone();
         let service = service_fn(move |request| state.clone().handle(request));
-        // An error here is a connection that broke; breaking connections is what this proxy is for.
+        // An error is a broken connection, which can be an injected fault.
         tokio::spawn(async move { drop(http1::Builder::new().serve_connection(connection, service).await) });
     }
 }
@@ -246,7 +248,7 @@ impl State {
         })
     }
 
-    /// Answers one request; with an error, hyper closes the connection without an answer.
+    /// Handles one request. On an error, hyper closes the connection without a response.
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
@@ -265,9 +267,9 @@ impl State {
         };
         let answered = |status| self.records.lock().unwrap()[index].status = Some(status);
 
-        match self.strike(&record, false) {
-            Some(Fault::Refuse(status)) => {
-                let response = refusal(StatusCode::from_u16(status)?)?;
+        match self.due_fault(&record, false) {
+            Some(Fault::Reject(status)) => {
+                let response = error_response(StatusCode::from_u16(status)?)?;
                 answered(response.status());
                 return Ok(response);
             }
@@ -284,11 +286,11 @@ impl State {
         }
         let (mut head, body) = self.forward(head, body).await?.into_parts();
         if head.status.is_success() {
-            match self.strike(&record, true) {
-                Some(Fault::LoseAnswer) => return Err("the answer was lost".into()),
+            match self.due_fault(&record, true) {
+                Some(Fault::LoseAnswer) => return Err("injected fault: the response is lost".into()),
                 Some(Fault::AfterCommit(then)) => {
                     then();
-                    return Err("the answer was lost".into());
+                    return Err("injected fault: the response is lost".into());
                 }
                 _ => {}
             }
@@ -299,19 +301,19 @@ impl State {
         Ok(Response::from_parts(head, until(cut, body)))
     }
 
-    /// The fault that is due for this request, before it is passed on or once the apiserver has granted it.
-    fn strike(&self, record: &Record, granted: bool) -> Option<Fault> {
+    /// The fault to inject for a request: before it is forwarded, or (`committed`) after the apiserver has executed it.
+    fn due_fault(&self, record: &Record, committed: bool) -> Option<Fault> {
         let mut plans = self.plans.lock().unwrap();
         for plan in plans.iter_mut() {
-            if plan.strikes == 0 || plan.fault.needs_answer() != granted || !(plan.matches)(record) {
+            if plan.remaining == 0 || plan.fault.is_after_commit() != committed || !(plan.matches)(record) {
                 continue;
             }
-            if plan.spared > 0 {
-                plan.spared -= 1;
+            if plan.skip > 0 {
+                plan.skip -= 1;
                 continue;
             }
-            plan.strikes -= 1;
-            plan.struck.fetch_add(1, Ordering::SeqCst);
+            plan.remaining -= 1;
+            plan.injected.fetch_add(1, Ordering::SeqCst);
             return Some(plan.fault.clone());
         }
         None
@@ -327,11 +329,11 @@ impl State {
     }
 }
 
-/// Streams `body`, and breaks off with an error when `cut` is cancelled.
+/// Streams `body`, and fails when `cut` is canceled.
 fn until(cut: CancellationToken, body: Incoming) -> Body {
     let frames = stream::unfold((body, cut), async |(mut body, cut)| {
         let frame = tokio::select! {
-            () = cut.cancelled() => Err("the watch was cut".into()),
+            () = cut.cancelled() => Err("injected fault: the watch is cut".into()),
             frame = body.frame() => frame?.map_err(BoxError::from),
         };
         Some((frame, (body, cut)))
@@ -339,7 +341,7 @@ fn until(cut: CancellationToken, body: Incoming) -> Body {
     BodyExt::boxed_unsync(StreamBody::new(frames))
 }
 
-/// A watch whose only event is an error, as the apiserver words it.
+/// The response to a watch with one event: an error in the format of the apiserver.
 fn error_event(reason: &str, message: &str, code: u16) -> Response<Body> {
     let status = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -349,8 +351,8 @@ fn error_event(reason: &str, message: &str, code: u16) -> Response<Body> {
     Response::new(Full::from(format!("{event}\n")).map_err(|never| match never {}).boxed_unsync())
 }
 
-/// An error in the form in which the apiserver would send it.
-fn refusal(status: StatusCode) -> Result<Response<Body>, BoxError> {
+/// An error response in the format of the apiserver.
+fn error_response(status: StatusCode) -> Result<Response<Body>, BoxError> {
     let reason = match status.as_u16() {
         409 => "Conflict",
         429 => "TooManyRequests",
@@ -359,7 +361,7 @@ fn refusal(status: StatusCode) -> Result<Response<Body>, BoxError> {
     };
     let body = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "reason": reason, "message": "the test's proxy refused this", "code": status.as_u16(),
+        "reason": reason, "message": "injected fault: rejected by the proxy", "code": status.as_u16(),
     });
     let mut response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
     if status == StatusCode::TOO_MANY_REQUESTS {

@@ -1,4 +1,5 @@
-//! Where the real binaries are: `tests/tools/build` makes or gets them, or `KUBEBUILDER_ASSETS` brings them.
+//! Paths of the programs of the tests. `tests/tools/build` builds or downloads them, or they are in the folder
+//! `KUBEBUILDER_ASSETS`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{repository, target};
 
-/// The paths of all programs for one Kubernetes version.
+/// The programs of a control plane of one Kubernetes version.
 pub struct Tools {
     pub etcd: PathBuf,
     pub apiserver: PathBuf,
@@ -17,7 +18,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Finds the programs of the set `kubernetes-{version}`, and builds what is missing.
+    /// Finds the programs of the set `kubernetes-{version}`, and builds missing ones.
     pub fn find(version: &str) -> Result<Self> {
         let set = format!("kubernetes-{version}");
         Ok(Self {
@@ -32,9 +33,9 @@ impl Tools {
 
 const NEWEST: &str = "kubernetes-1.37";
 
-/// Finds a program of a set, and builds the set if it is missing.
+/// Finds a program of a set, and builds the set if the program is missing.
 pub fn find(set: &str, program: &str) -> Result<PathBuf> {
-    // As tests/tools/build has it: ready binaries stand for the default version, never for another one.
+    // As in tests/tools/build, the assets replace only the default version and etcd.
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS")
         && (set == NEWEST || set == "etcd")
     {
@@ -46,7 +47,7 @@ pub fn find(set: &str, program: &str) -> Result<PathBuf> {
     let binary = target()?.join("tools").join(set).join(program);
     if !binary.exists() {
         let mut make = Command::new(repository().join("tests/tools/build"));
-        // Its progress goes where a person sees it: the standard output of a test is hidden until it fails.
+        // Progress messages go to standard error.
         make.arg(set).env("CARGO_TARGET_DIR", target()?).stdout(std::io::stderr());
         let status = make.status().context("cannot run tests/tools/build")?;
         ensure!(status.success() && binary.exists(), "tests/tools/build {set} failed");

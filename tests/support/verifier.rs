@@ -1,4 +1,4 @@
-//! The verifier's real binary, as the chart's Deployment would run it.
+//! The verifier's real binary, run as the chart's Deployment says.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use kube::api::Api;
 
 use super::operator::{NAMESPACE, binary, listen};
 use super::process::{Process, local, memory};
-use super::{ControlPlane, PATIENCE, free_port, retry};
+use super::{ControlPlane, TIMEOUT, free_port, retry};
 
 pub use super::gateways::{Answer, send};
 
-/// What is different from how the Deployment would run it.
+/// The differences from the Deployment of the verifier.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The address of a [`super::Proxy`], if it is not to talk to the apiserver directly.
+    /// The URL of a [`super::Proxy`] that the verifier uses instead of the apiserver.
     pub server: Option<String>,
-    /// A folder with `tls.crt` and `tls.key`; without one it serves plain HTTP.
+    /// A folder with `tls.crt` and `tls.key`. `None`: plain HTTP.
     pub tls: Option<PathBuf>,
-    /// Arguments, as `--name=value`, in place of those of the same name in the Deployment, or after them.
+    /// Arguments `--name=value`. Each replaces the Deployment's argument of the same name, or is added.
     pub args: Vec<String>,
 }
 
@@ -32,9 +32,9 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Runs the binary with exactly the arguments of the Deployment `keywright-verifier`, as its service account: an
-    /// argument that the binary does not know, or a right that the chart forgot, fails the test. Only addresses and
-    /// certificates are other ones, and what `options` adds. It listens when this returns, and may not be ready yet.
+    /// Runs the binary with the arguments and the service account of the Deployment `keywright-verifier`, so that an
+    /// unknown argument or a missing right in the chart fails the test. Only addresses, certificates and the changes in
+    /// `options` differ. The verifier listens when this returns, but need not be ready.
     pub async fn start(plane: &ControlPlane, options: Options) -> Result<Self> {
         let deployments: Api<Deployment> = Api::namespaced(plane.client().await?, NAMESPACE);
         let deployment = deployments.get("keywright-verifier").await.context("the Deployment")?;
@@ -62,13 +62,13 @@ impl Verifier {
         Ok(Self { process, address, health })
     }
 
-    /// Waits until it knows all keys.
+    /// Waits until `/readyz` returns 200, that is, until the first complete list of keys is loaded.
     pub async fn wait_ready(&self) -> Result<()> {
-        let ready = retry("the verifier is ready", PATIENCE, async || self.get("/readyz").await);
+        let ready = retry("the verifier is ready", TIMEOUT, async || self.get("/readyz").await);
         ready.await.map(drop).with_context(|| self.process.tail())
     }
 
-    /// The answer of the health address to `path`; an error unless it is 200.
+    /// The body of the health address's response to `GET path`; an error unless the status is 200.
     pub async fn get(&self, path: &str) -> Result<String> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: verifier\r\nConnection: close\r\n\r\n");
         let answer = send(self.health, request.as_bytes()).await?;
@@ -76,22 +76,22 @@ impl Verifier {
         Ok(answer.body)
     }
 
-    /// Where it listens.
+    /// The address of its front ends.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The memory that it occupies now, in bytes.
+    /// Its resident memory, in bytes.
     pub fn memory(&self) -> Result<u64> {
         memory(self.process.id(), "VmRSS:")
     }
 
-    /// Everything that it has written.
+    /// Its output until now.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Kills it.
+    /// Kills it with SIGKILL.
     pub fn kill(&self) {
         self.process.kill();
     }

@@ -3,7 +3,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The prefix of every name. 50 characters, so that the longest suffix still fits a DNS label. */}}
+{{/* The prefix of every name: at most 50 characters, so that a name with the longest suffix is a DNS label. */}}
 {{- define "keywright.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- if .Values.fullnameOverride }}
@@ -15,19 +15,19 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels that all pods of the release have, and nothing else's. */}}
+{{/* Labels that all pods of the release have and no other pods. */}}
 {{- define "keywright.podLabels" -}}
 app.kubernetes.io/name: {{ include "keywright.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Labels by which the operator's pods are selected. They can never change. */}}
+{{/* The labels that select the operator's pods. A selector is immutable, so they never change. */}}
 {{- define "keywright.selectorLabels" -}}
 {{ include "keywright.podLabels" . }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{/* Labels by which the verifier's pods are selected. They can never change. */}}
+{{/* The labels that select the verifier's pods. A selector is immutable, so they never change. */}}
 {{- define "keywright.verifierSelectorLabels" -}}
 {{ include "keywright.podLabels" . }}
 app.kubernetes.io/component: verifier
@@ -47,11 +47,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .Values.serviceAccount.create }}
 {{- default (include "keywright.fullname" .) .Values.serviceAccount.name }}
 {{- else }}
-{{- required "serviceAccount.name: say which ServiceAccount to use, since serviceAccount.create is false" .Values.serviceAccount.name }}
+{{- required "serviceAccount.name: Required value: serviceAccount.create is false" .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
-{{/* The operator as the apiserver knows it. */}}
+{{/* The username of the operator at the API server. */}}
 {{- define "keywright.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "keywright.serviceAccountName" . }}
 {{- end }}
@@ -61,21 +61,21 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "keywright.serviceAcco
 {{- if .Values.verifier.serviceAccount.create }}
 {{- $name = default (printf "%s-verifier" (include "keywright.fullname" .)) $name }}
 {{- end }}
-{{- $name = required "verifier.serviceAccount.name: say which ServiceAccount to use, since verifier.serviceAccount.create is false" $name }}
+{{- $name = required "verifier.serviceAccount.name: Required value: verifier.serviceAccount.create is false" $name }}
 {{- if eq $name (include "keywright.serviceAccountName" .) }}
-{{- fail "verifier.serviceAccount.name: choose another than the operator's, which may write Secrets" }}
+{{- fail "verifier.serviceAccount.name: Invalid value: must not be the operator's ServiceAccount, which may write Secrets" }}
 {{- end }}
 {{- $name }}
 {{- end }}
 
-{{/* The verifier as the apiserver knows it. */}}
+{{/* The username of the verifier at the API server. */}}
 {{- define "keywright.verifierUsername" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "keywright.verifierServiceAccountName" . }}
 {{- end }}
 
 {{/*
-Not empty if the verifier reports when keys were used. Without the policy that limits it to that, it has no right to write
-a status, which could forge keys.
+Not empty if the verifier reports when keys were used. Without the policy that restricts it to status.lastUsedAt, it has
+no right to write a status, since that right would allow it to forge keys.
 */}}
 {{- define "keywright.reportsLastUse" -}}
 {{- if and .Values.verifier.enabled .Values.admissionPolicies.enabled (regexMatch "[1-9]" .Values.verifier.lastUsed.interval) }}yes{{ end }}
@@ -86,7 +86,7 @@ a status, which could forge keys.
 {{- if and .Values.verifier.enabled .Values.verifier.tls.enabled (not .Values.certManager.enabled) }}yes{{ end }}
 {{- end }}
 
-{{/* The ConfigMaps that may hold exported digests, as many as the operator writes at most. */}}
+{{/* The names of the ConfigMaps with exported digests: the operator writes at most 32. */}}
 {{- define "keywright.exportMaps" -}}
 {{- $maps := list .Values.export.name }}
 {{- range untilStep 2 33 1 }}
@@ -95,7 +95,7 @@ a status, which could forge keys.
 {{- toJson $maps }}
 {{- end }}
 
-{{/* What each pod has in common: who it is inside, and where the image comes from. */}}
+{{/* Common to all pods: the user and the pull secrets. */}}
 {{- define "keywright.pod" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -109,9 +109,9 @@ securityContext:
     type: RuntimeDefault
 {{- end }}
 
-{{/* What each container has in common. */}}
+{{/* Common to all containers: probes and security context. */}}
 {{- define "keywright.container" -}}
-# Two minutes to start, for a cluster with very many keys.
+# Two minutes, for a cluster with very many keys.
 startupProbe:
   httpGet:
     path: /healthz
@@ -139,7 +139,10 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* Where pods run. Call with a dict of values, that have the usual four names, and selector, the labels of the pods. */}}
+{{/*
+The scheduling of pods. Call with a dict of values (with nodeSelector, tolerations, affinity, topologySpreadConstraints)
+and selector, the labels of the pods.
+*/}}
 {{- define "keywright.placement" -}}
 {{- with .values.nodeSelector }}
 nodeSelector:
@@ -157,14 +160,14 @@ topologySpreadConstraints:
   {{- if .values.topologySpreadConstraints }}
   {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
   {{- else }}
-  # On different nodes if there are any; a cluster of one node still gets both.
+  # Prefer different nodes. ScheduleAnyway allows two pods on the only node of a cluster.
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels:
         {{- .selector | nindent 8 }}
-    # Count the pods of this revision alone, or a rollout leaves both new ones on one node.
+    # Only pods of the same revision count. Otherwise a rollout could leave both new pods on one node.
     matchLabelKeys: [pod-template-hash]
   {{- end }}
 {{- end }}
@@ -179,8 +182,8 @@ topologySpreadConstraints:
 {{- end }}
 
 {{/*
-A file of the chart as an object with the chart's labels, and kept on uninstall if asked. Call with a dict of root, file
-and keep.
+A file of the chart as an object with the chart's labels. With keep, Helm leaves it in the cluster on uninstall. Call
+with a dict of root, file and keep.
 */}}
 {{- define "keywright.object" -}}
 {{- $object := .root.Files.Get .file | fromYaml }}
@@ -195,8 +198,8 @@ and keep.
 {{- end }}
 
 {{/*
-Garbage collection and the namespace controller touch any object, and must not be held up. Nobody can be one of them but
-those who run the control plane.
+The garbage collector and the namespace controller change and delete objects of every kind and must not be blocked. Only
+administrators of the control plane can act as one of these users.
 */}}
 {{- define "keywright.notAController" -}}
 - name: not-garbage-collection
@@ -206,10 +209,10 @@ those who run the control plane.
 {{- end }}
 
 {{/*
-A validation for every object that Keywright reads. The API server takes times in managedFields from an update as they are,
-also such as 9999-12-31T23:59:59-14:00, which it then stores as a time of the year 10000. Clients that can't represent such
-a time can't read the object, and with it no list that has it. Times that were there before are left to the one who wrote
-them, so that the object can still be changed.
+A validation for every object that Keywright reads. The API server accepts any time in managedFields of an update, such
+as 9999-12-31T23:59:59-14:00, and stores it as a time of the year 10000. Clients that can't represent this time can't
+read the object or any list that contains it. Times that the stored object already has are accepted, so that the
+object can still be changed.
 */}}
 {{- define "keywright.readableTimes" -}}
 - expression: >-
@@ -222,12 +225,12 @@ them, so that the object can still be changed.
 {{- end }}
 
 {{/*
-Who may connect to the health port: what reads the metrics. The kubelet, which probes, needs no rule, since Kubernetes
+The ingress rule of the health port, for clients of the metrics. The probes of the kubelet need no rule: Kubernetes
 always allows connections from the node of a pod.
 */}}
 {{- define "keywright.metricsIngress" -}}
 {{- if or .Values.networkPolicy.metricsFrom .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled -}}
-# What reads the metrics.
+# Clients of the metrics.
 - ports:
     - port: health
   from:
@@ -235,7 +238,7 @@ always allows connections from the node of a pod.
 {{- end }}
 {{- end }}
 
-{{/* What pods connect to. */}}
+{{/* The egress rules of all pods. */}}
 {{- define "keywright.egress" -}}
 # The API server.
 - ports:
@@ -246,10 +249,27 @@ always allows connections from the node of a pod.
   to:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-# DNS, of which clusters have different kinds: pods, a cache on each node, a server outside.
+# DNS, at any address: a cluster may use pods, a cache on each node or a server outside the cluster.
 - ports:
     - port: 53
       protocol: UDP
     - port: 53
       protocol: TCP
+{{- with .Values.traces.otlpEndpoint }}
+# The receiver of spans.
+- ports:
+    - port: {{ regexFind "[0-9]+$" . }}
+{{- end }}
+{{- end }}
+
+{{/* The environment of the export of spans. */}}
+{{- define "keywright.tracesEnv" -}}
+{{- if .Values.traces.otlpEndpoint }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ .Values.traces.sampler }}
+{{- with .Values.traces.samplerArg }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- end }}

@@ -1,103 +1,62 @@
-//! Reconciles a legacy key: one look at the Secret that the spec names, which is read and never written.
-
-use std::time::Duration;
+//! Legacy keys. Their value is read from the Secret that the spec names. That Secret is never written.
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
-use kube::{Api, Client, ResourceExt, runtime::controller::Action};
+use kube::{Api, Client};
 
-use super::{Context, Pace, policy_of};
+use super::{ApiKeyContext, Gathered, Outcome, digest_claims};
 use crate::{
     api::ApiKey,
     controller::{RequestError, request},
     domain::{
-        legacy::{self, Content},
-        lifecycle::{self, Observed, Schedule},
+        legacy::{self, LegacyContent, Obstacle},
+        lifecycle::{Observed, Schedule},
         record::SECRET_TYPE,
-        status::{self, Facts, secret_ref},
-        validate,
+        status::secret_ref,
     },
 };
 
-/// Imports a key, or looks whether its Secret still holds the value.
-pub(super) async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
-    let now = context.clock.now();
-    let uid = key.uid().unwrap_or_default();
-    let namespace = key.namespace().unwrap_or_default();
-    let verdict = validate::check(&key.spec, &context.index.catalog());
-    let rival = context.index.rival(&namespace, key, true);
-    let settings = context.index.settings(&namespace);
-    let policy = policy_of(key, &namespace, context);
+/// Imports the value of a legacy key, or checks whether the Secret still holds it.
+pub(super) async fn observe(gathered: &Gathered<'_>, context: &ApiKeyContext) -> Outcome {
+    let Gathered { key, namespace, now, validation, conflicting_claim, .. } = gathered;
     let imported = key.status.as_ref().is_some_and(|status| !status.tokens.is_empty());
-    let may = verdict.problems.is_empty() && rival.is_none() && !Schedule::of(&key.spec).expired(now);
-    let check_at = context.checks.due_at(&uid, now);
-
-    let mut secret = Observed::NotRead;
-    let (mut obstacle, mut error) = (None, None);
-    if !imported && may || imported && lifecycle::must_read(key, settings.as_deref(), now, check_at <= now) {
-        match read(&context.client, &namespace, key, now, may).await {
-            Ok(Ok(found)) => secret = super::claim(key, &namespace, found, context),
-            Ok(Err(why)) => obstacle = Some(why),
-            Err(failed) => error = Some(failed),
+    let allowed =
+        validation.problems.is_empty() && conflicting_claim.is_none() && !Schedule::of(&key.spec).expired(*now);
+    let mut outcome = Outcome::default();
+    if !imported && allowed || imported && gathered.must_read() {
+        match read(&context.client, namespace, key, *now, allowed).await {
+            Ok(Ok(found)) => outcome.secret = digest_claims::claim_digests(key, namespace, found, context),
+            Ok(Err(why)) => outcome.import = Some(why),
+            Err(error) => outcome.error = Some(("SecretReadFailed", error)),
         }
     }
-    let failure = error.as_ref().map(|error: &RequestError| error.failure("SecretReadFailed"));
-    let status = status::build(&Facts {
-        key,
-        verdict: &verdict,
-        rival: rival.as_deref(),
-        secret: &secret,
-        settings: settings.as_deref(),
-        policy: policy.as_deref(),
-        import: obstacle.as_ref(),
-        failure: failure.as_ref(),
-        now,
-    });
-    let next = lifecycle::next_wake(key, &status, settings.as_deref(), now);
-    if !super::report(key, &namespace, status, false, context).await? {
-        return Ok(Action::requeue(Duration::from_secs(5)));
-    }
-    if let Some(error) = error {
-        return Err(error);
-    }
-    context.backoff.forget(&uid);
-    if secret != Observed::NotRead {
-        let pace = match Pace::of(&secret) {
-            Pace::Announced => Pace::Unannounced,
-            amiss => amiss,
-        };
-        context.checks.done(&uid, check_at, now, pace);
-    }
-    // Nothing announces that a Secret was made.
-    let again = obstacle.and_then(|_| now.checked_add(lifecycle::patience(key, now)).ok()).unwrap_or(Timestamp::MAX);
-    let next = next.unwrap_or(Timestamp::MAX).min(again).min(context.checks.due_at(&uid, now));
-    let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
-    Ok(Action::requeue(wait))
+    outcome
 }
-
-type Found = Result<Observed, legacy::Obstacle>;
 
 async fn read(
     client: &Client,
     namespace: &str,
     key: &ApiKey,
     now: Timestamp,
-    may: bool,
-) -> Result<Found, RequestError> {
-    let place = secret_ref(key);
+    allowed: bool,
+) -> Result<Result<Observed, Obstacle>, RequestError> {
+    let secret_ref = secret_ref(key);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let found = request(&format!("get Secret {}", place.name), secrets.get_opt(&place.name)).await?;
-    let Some(mut secret) = found else { return Ok(legacy::import(key, &place, Content::Missing, may, now)) };
+    let found = request(&format!("get Secret {}", secret_ref.name), secrets.get_opt(&secret_ref.name)).await?;
+    let Some(mut secret) = found else {
+        return Ok(legacy::import(key, &secret_ref, LegacyContent::Missing, allowed, now));
+    };
     if secret.type_.as_deref() == Some(SECRET_TYPE) {
-        // One value is one key's: a verifier could not tell which of two is meant.
-        let why = "it holds a key that was minted here: name the Secret of the legacy key".to_owned();
+        // A minted value belongs to the ApiKey for which it was minted.
+        let why = "it holds a value that Keywright minted: create an ApiKey that names the Secret of the legacy key"
+            .to_owned();
         return Ok(Ok(Observed::Foreign { reason: "SecretConflict", why, passing: false }));
     }
-    let mut content = Content::Missing;
+    let mut content = LegacyContent::Missing;
     for (name, ByteString(bytes)) in secret.data.iter_mut().flatten() {
-        if *name == place.key {
-            content = Content::of(Some(bytes));
+        if *name == secret_ref.key {
+            content = LegacyContent::of(Some(bytes));
         }
         bytes.fill(0);
     }
-    Ok(legacy::import(key, &place, content, may, now))
+    Ok(legacy::import(key, &secret_ref, content, allowed, now))
 }

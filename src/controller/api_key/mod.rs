@@ -1,489 +1,307 @@
-//! Reconciles one ApiKey.
+//! The controller of ApiKeys.
 //!
-//! In the usual life of a key this costs one create of its Secret and one write of its status; afterwards, an event
-//! that changes nothing costs no request at all.
+//! A new ApiKey usually costs three requests: it reads the SecuritySettings, creates the Secret and writes the status.
+//! An event that changes nothing costs no request.
 
 pub mod act;
+mod check_schedule;
+mod digest_claims;
 mod legacy;
 pub mod observe;
+mod report;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client, ResourceExt,
-    api::Patch,
-    core::Status,
-    runtime::{
-        controller::Action,
-        reflector::{ObjectRef, Store},
-    },
+    Client, ResourceExt,
+    runtime::{controller::Action, reflector::Store},
 };
-use rand::{TryRng, rngs::SysRng};
-use serde_json::json;
 
-use self::act::{Acted, Manner};
-use super::{
-    RequestError, add, backoff::Backoff, events::Events, is_there, key_reveal::orphan, patch_params, request,
-    status_patch, test,
+use tracing::Instrument;
+
+pub use self::check_schedule::SecretChecks;
+use self::{
+    act::{ConflictPolicy, SecretTarget, StepResult},
+    check_schedule::CheckInterval,
 };
+use super::{RequestError, backoff::Backoff, events::Events, key_reveal::orphan, still_exists};
 use crate::{
-    api::{ApiKey, ApiKeyStatus},
+    api::{ApiKey, ApiKeyStatus, SecuritySettingsSpec},
+    clock::Clock,
     domain::{
-        gates::KnownPolicy,
-        key::Digest,
-        lifecycle::{self, Observed, Step, World},
-        record::{Entry, Record},
-        status::{self, Facts, Note},
-        validate,
+        authorization::KnownPolicy,
+        inputs::Inputs,
+        legacy::Obstacle,
+        lifecycle::{self, Observed, Step},
+        status,
+        validate::{self, Validation},
     },
-    index::{Index, digests::Digests},
-    runtime::{
-        clock::Clock,
-        metrics::{Metrics, Outcome},
+    index::Index,
+    sealing::SealingKeyStore,
+    telemetry::{
+        metrics::{Metrics, ReconcileResult},
+        traces::TARGET as SPAN_TARGET,
     },
-    sealing::Keeper,
 };
 
-/// What reconciliation works with.
-pub struct Context {
-    /// The API server.
+/// The dependencies of the controller.
+pub struct ApiKeyContext {
+    /// The client of the API server.
     pub client: Client,
-    /// What is known without asking.
+    /// The state that watches keep in memory.
     pub index: Arc<Index>,
     /// Every ApiKey.
     pub keys: Store<ApiKey>,
-    /// The time.
+    /// The source of the current time.
     pub clock: Clock,
-    /// Where Events go.
+    /// The queue of Events.
     pub events: Events,
-    /// Where counts go.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Who failed how often.
+    /// The backoff of ApiKeys.
     pub backoff: Arc<Backoff>,
-    /// When which Secret is looked at again.
-    pub checks: Checks,
-    /// The keys that seal values.
-    pub sealing: Keeper,
+    /// The times of the next checks of Secrets.
+    pub checks: SecretChecks,
+    /// The store of the sealing keys.
+    pub sealing: SealingKeyStore,
 }
 
-/// When the Secret of each key is looked at again. The API server announces writes of others (see
-/// [`crate::admission::secrets`]), so that this is for what it could not announce: while no replica ran, or of a Secret
-/// that lost its label.
-#[derive(Debug)]
-pub struct Checks {
-    interval: SignedDuration,
-    next: Mutex<HashMap<String, Timestamp>>,
-}
+/// The maximum number of attempts when another writer changes the Secret.
+const MAX_ATTEMPTS: u8 = 3;
 
-/// The first look at a Secret after a replica began to lead comes within this time: what happened while nobody led was
-/// announced to nobody.
-const FIRST: SignedDuration = SignedDuration::from_mins(10);
-
-/// How soon a Secret is looked at again if no write to it is announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// It is as it should be, and writes to it are announced: after the whole interval.
-    Announced,
-    /// It is the Secret of a legacy key, which carries no label of ours, so that nothing announces writes to it.
-    Unannounced,
-    /// It is gone or is not as it should be. Its replacement is announced only if it has the label, which a backup may
-    /// have lost.
-    Amiss,
-}
-
-impl Pace {
-    /// The most that a Secret of this kind waits, however long the interval is.
-    fn most(self) -> SignedDuration {
-        match self {
-            Self::Announced => SignedDuration::MAX,
-            Self::Unannounced => SignedDuration::from_mins(30),
-            Self::Amiss => SignedDuration::from_mins(10),
-        }
-    }
-
-    /// The pace for a Secret of ours that was just read.
-    fn of(secret: &Observed) -> Self {
-        match secret {
-            Observed::Ours(held) if held.intact => Self::Announced,
-            _ => Self::Amiss,
-        }
-    }
-}
-
-impl Checks {
-    /// Every Secret is looked at once an interval.
-    #[must_use]
-    pub fn every(interval: Duration) -> Self {
-        let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::from_hours(6));
-        Self { interval, next: Mutex::default() }
-    }
-
-    /// When a key is due. A key that is seen for the first time gets a random moment of [`FIRST`], so that a restart
-    /// does not read every Secret at once.
-    fn due_at(&self, uid: &str, now: Timestamp) -> Timestamp {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        *next.entry(uid.to_owned()).or_insert_with(|| after(self.interval.min(FIRST), 0.0, now))
-    }
-
-    /// A look that was due at `due` is done. If another was asked for meanwhile, that stays.
-    fn done(&self, uid: &str, due: Timestamp, now: Timestamp, pace: Pace) {
-        // Keys that were made together are not looked at together ever after.
-        let at = after(self.interval.min(pace.most()), 0.8, now);
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        if next.get(uid).is_none_or(|asked| *asked == due) {
-            next.insert(uid.to_owned(), at);
-        }
-    }
-
-    /// Has the Secret looked at when its key has its turn: somebody else wrote to it.
-    pub fn now(&self, uid: &str) {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        // Never twice the same, so that a look that is under way does not count for this.
-        let tick = SignedDuration::from_nanos(1);
-        let asked = next.get(uid).filter(|at| **at < Timestamp::UNIX_EPOCH).and_then(|at| at.checked_add(tick).ok());
-        next.insert(uid.to_owned(), asked.unwrap_or(Timestamp::MIN));
-    }
-
-    fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.next.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
-    }
-
-    fn forget(&self, uid: &str) {
-        self.next.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-    }
-}
-
-/// A random moment of an interval that begins now, not before this share of it has passed.
-fn after(interval: SignedDuration, least: f64, now: Timestamp) -> Timestamp {
-    let random = f64::from(SysRng.try_next_u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-    let wait = SignedDuration::try_from_secs_f64(interval.as_secs_f64() * (least + (1.0 - least) * random));
-    now.checked_add(wait.unwrap_or(interval)).unwrap_or(Timestamp::MAX)
-}
-
-/// How often a reconciliation looks again when somebody else was faster.
-const ROUNDS: u8 = 3;
-
-/// Forgets all that is kept in memory for an ApiKey that is gone.
-pub fn forget(key: &ApiKey, context: &Context) {
+/// Removes the state in memory of a deleted ApiKey.
+pub fn forget(key: &ApiKey, context: &ApiKeyContext) {
     let uid = key.uid().unwrap_or_default();
     context.backoff.forget(&uid);
     context.checks.forget(&uid);
     context.index.digests.forget(&uid);
 }
 
-/// Forgets all that is kept in memory for ApiKeys that are not among these: a list that starts over does not say what
-/// is gone.
-pub fn retain(keys: &[Arc<ApiKey>], context: &Context) {
+/// Removes the state in memory of ApiKeys that are not in `keys`, which is a complete list. A new list contains no
+/// deletions.
+pub fn retain(keys: &[Arc<ApiKey>], context: &ApiKeyContext) {
     let live: HashSet<&str> = keys.iter().filter_map(|key| key.metadata.uid.as_deref()).collect();
     context.backoff.retain(|uid| live.contains(uid));
     context.checks.retain(|uid| live.contains(uid));
     context.index.digests.retain(|uid| live.contains(uid));
 }
 
-/// Brings one key to where its spec wants it, one write of its Secret at a time.
+/// Reconciles one ApiKey, with at most one write of its Secret, and records metrics and a span.
 ///
 /// # Errors
-/// If a request failed. The status says so already; the caller tries again later.
-pub async fn reconcile(key: Arc<ApiKey>, context: Arc<Context>) -> Result<Action, RequestError> {
+/// If a request failed. The status reports the failure, if it could be written.
+pub async fn reconcile(key: Arc<ApiKey>, context: Arc<ApiKeyContext>) -> Result<Action, RequestError> {
     let started = std::time::Instant::now();
     let _working = context.events.working();
-    let result = run(&key, &context).await;
-    let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Error };
+    let span = tracing::info_span!(
+        target: SPAN_TARGET,
+        "reconcile",
+        k8s.object.kind = "ApiKey",
+        k8s.namespace.name = key.metadata.namespace,
+        k8s.object.name = key.metadata.name,
+        k8s.object.uid = key.metadata.uid,
+        keywright.key.id = key.status.as_ref().and_then(|status| status.id.as_deref()),
+        error = tracing::field::Empty,
+    );
+    let result = run(&key, &context).instrument(span.clone()).await;
+    if let Err(error) = &result {
+        span.record("error", tracing::field::display(error));
+    }
+    let outcome = if result.is_ok() { ReconcileResult::Success } else { ReconcileResult::Error };
     context.metrics.reconciled(outcome, started.elapsed());
     result
 }
 
-/// What to do after a failure.
+/// Schedules the next attempt after a failure.
 #[must_use]
-pub fn retry(key: &ApiKey, error: &RequestError, context: &Context) -> Action {
-    if !is_there(&context.keys, key) {
+pub fn retry(key: &ApiKey, error: &RequestError, context: &ApiKeyContext) -> Action {
+    if !still_exists(&context.keys, key) {
         return Action::await_change();
     }
     let uid = key.uid().unwrap_or_default();
     let wait = if error.is_permanent() { context.backoff.blocked(&uid) } else { context.backoff.failed(&uid) };
-    tracing::warn!(namespace = key.namespace(), name = key.name_any(), %error, retry_in = ?wait, "reconciliation failed");
+    let (namespace, name) = (key.namespace(), key.name_any());
+    tracing::warn!(namespace, name, %error, retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
 }
 
-async fn run(key: &ApiKey, context: &Context) -> Result<Action, RequestError> {
+/// Reconciles one ApiKey: gather, observe, decide, act, report, schedule.
+async fn run(key: &ApiKey, context: &ApiKeyContext) -> Result<Action, RequestError> {
     if key.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    if key.spec.legacy.is_some() {
-        return legacy::run(key, context).await;
+    let gathered = Gathered::of(key, context);
+    let outcome = if key.spec.legacy.is_some() {
+        legacy::observe(&gathered, context).await
+    } else {
+        observe_and_act(&gathered, context).await
+    };
+    let status = gathered.status(&outcome);
+    let next_change = lifecycle::next_wake(key, &status, gathered.settings.as_deref(), gathered.now);
+    let reported = report::report(key, &gathered.namespace, status, outcome.minted, context).await?;
+    if !reported {
+        // The ApiKey changed meanwhile. The watch queues it again; the requeue covers an event that is lost.
+        return Ok(Action::requeue(Duration::from_secs(5)));
     }
-    let now = context.clock.now();
-    let uid = key.uid().unwrap_or_default();
-    let namespace = key.namespace().unwrap_or_default();
-    let verdict = validate::check(&key.spec, &context.index.catalog());
-    let rival = context.index.rival(&namespace, key, true);
-    let settings = context.index.settings(&namespace);
-    let policy = policy_of(key, &namespace, context);
-    let settings = settings.as_deref();
-    let check_at = context.checks.due_at(&uid, now);
+    if let Some((_, error)) = outcome.error {
+        return Err(error);
+    }
+    if let (true, Observed::Ours(secret)) = (outcome.claimed, &outcome.secret) {
+        orphan::remove_if_orphaned(&context.client, &gathered.namespace, key, secret).await?;
+    }
+    Ok(schedule(&gathered, &outcome, next_change, context))
+}
 
-    let mut minted = false;
-    let mut error = None;
-    let mut secret = Observed::NotRead;
-    let mut claimed = false;
-    let mut look = lifecycle::must_read(key, settings, now, check_at <= now);
-    // Look, decide, act; and once more if somebody else was faster. Three rounds are more than any order of events
-    // needs; if others keep writing to the Secret, the backoff takes over.
-    for round in 1..=ROUNDS {
-        if look {
-            match observe::find(&context.client, &context.sealing, &namespace, key).await {
+/// The inputs of a reconciliation that need no request.
+struct Gathered<'a> {
+    key: &'a ApiKey,
+    uid: String,
+    namespace: String,
+    now: Timestamp,
+    validation: Validation,
+    conflicting_claim: Option<String>,
+    settings: Option<Arc<SecuritySettingsSpec>>,
+    policy: Option<Arc<KnownPolicy>>,
+    /// The time of the next check of the Secret.
+    check_at: Timestamp,
+}
+
+impl<'a> Gathered<'a> {
+    fn of(key: &'a ApiKey, context: &ApiKeyContext) -> Self {
+        let (now, uid) = (context.clock.now(), key.uid().unwrap_or_default());
+        let (index, namespace) = (&context.index, key.namespace().unwrap_or_default());
+        let policy = key.spec.access_policy_ref.as_ref();
+        Self {
+            validation: validate::check(&key.spec, &index.catalog()),
+            conflicting_claim: index.conflicting_claim(&namespace, key, true),
+            settings: index.settings(&namespace),
+            policy: policy.and_then(|policy| index.policy(&namespace, &policy.name)),
+            check_at: context.checks.due_at(&uid, now),
+            key,
+            uid,
+            namespace,
+            now,
+        }
+    }
+
+    fn must_read(&self) -> bool {
+        lifecycle::must_read(self.key, self.settings.as_deref(), self.now, self.check_at <= self.now)
+    }
+
+    fn inputs<'b>(&'b self, secret: &'b Observed) -> Inputs<'b> {
+        Inputs {
+            conflicting_claim: self.conflicting_claim.as_deref(),
+            settings: self.settings.as_deref(),
+            policy: self.policy.as_deref(),
+            ..Inputs::new(self.key, &self.validation, secret, self.now)
+        }
+    }
+
+    fn status(&self, outcome: &Outcome) -> ApiKeyStatus {
+        let failure = outcome.error.as_ref().map(|(reason, error)| error.failure(reason));
+        status::build(&Inputs {
+            import: outcome.import.as_ref(),
+            failure: failure.as_ref(),
+            ..self.inputs(&outcome.secret)
+        })
+    }
+}
+
+/// The result of observing and acting.
+struct Outcome {
+    /// The state of the Secret after the step.
+    secret: Observed,
+    /// Whether the Secret holds the answer to a KeyReveal.
+    claimed: bool,
+    /// Whether a value was minted.
+    minted: bool,
+    /// The reason why a legacy key can't be imported.
+    import: Option<Obstacle>,
+    /// The failed request, with the reason of the condition.
+    error: Option<(&'static str, RequestError)>,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self { secret: Observed::NotRead, claimed: false, minted: false, import: None, error: None }
+    }
+}
+
+/// Reads the Secret if necessary, decides on a step and carries it out. Repeats this at most [`MAX_ATTEMPTS`] times
+/// while another writer changes the Secret; then the backoff applies.
+async fn observe_and_act(gathered: &Gathered<'_>, context: &ApiKeyContext) -> Outcome {
+    let Gathered { key, namespace, now, .. } = gathered;
+    let target = SecretTarget::new(&context.client, &context.sealing, namespace, key);
+    let mut outcome = Outcome::default();
+    let mut read = gathered.must_read();
+    for attempt in 1..=MAX_ATTEMPTS {
+        if read {
+            match observe::find(&target).await {
                 Ok(found) => {
-                    claimed = found.claimed.is_some();
-                    secret = claim(key, &namespace, found.observed, context);
+                    outcome.claimed = found.claimed.is_some();
+                    outcome.secret = digest_claims::claim_digests(key, namespace, found.observed, context);
                 }
-                Err(failed) => {
-                    error = Some(("SecretReadFailed", failed));
+                Err(error) => {
+                    outcome.error = Some(("SecretReadFailed", error));
                     break;
                 }
             }
         }
-        let world = World { key, verdict: &verdict, rival: rival.as_deref(), secret: &secret, settings, now };
-        let step = lifecycle::step(&world);
+        let step = lifecycle::step(&gathered.inputs(&outcome.secret));
         let verb = if matches!(step, Step::Mint(_)) { "create" } else { "update" };
-        let manner = if round == ROUNDS { Manner::Insistent } else { Manner::Careful };
-        match act::act(&context.client, &context.sealing, &namespace, key, step, manner, now).await {
-            Ok(Acted::Changed) if round == ROUNDS => {
-                let name = status::secret_ref(key).name;
-                let why = format!("{verb} Secret {name}: others keep writing to it (409)");
-                error = Some(("SecretWriteFailed", RequestError::new_local(why)));
+        let policy = if attempt == MAX_ATTEMPTS { ConflictPolicy::Override } else { ConflictPolicy::Yield };
+        match target.act(step, policy, *now).await {
+            Ok(StepResult::Conflict) if attempt == MAX_ATTEMPTS => {
+                let message = format!(
+                    "{verb} Secret {}: conflict with another writer in {MAX_ATTEMPTS} attempts (409)",
+                    target.secret_ref.name
+                );
+                outcome.error = Some(("SecretWriteFailed", RequestError::new_local(message)));
             }
-            Ok(Acted::Changed) => look = true,
-            Ok(Acted::Rested) => break,
-            Ok(Acted::Wrote { held, minted: new }) => {
-                secret = Observed::Ours(held);
-                minted = new;
+            Ok(StepResult::Conflict) => read = true,
+            Ok(StepResult::NothingToDo) => break,
+            Ok(StepResult::Written { secret, minted }) => {
+                outcome.secret = Observed::Ours(secret);
+                outcome.minted = minted;
                 break;
             }
-            Err(failed) => {
-                error = Some(("SecretWriteFailed", failed));
+            Err(error) => {
+                outcome.error = Some(("SecretWriteFailed", error));
                 break;
             }
         }
     }
-
-    let failure = error.as_ref().map(|(reason, error)| error.failure(reason));
-    let facts = Facts {
-        key,
-        verdict: &verdict,
-        rival: rival.as_deref(),
-        secret: &secret,
-        settings,
-        policy: policy.as_deref(),
-        import: None,
-        failure: failure.as_ref(),
-        now,
-    };
-    let status = status::build(&facts);
-    let next = lifecycle::next_wake(key, &status, settings, now);
-    if !report(key, &namespace, status, minted, context).await? {
-        // The object changed meanwhile; its event is on the way, and this is in case it is not.
-        return Ok(Action::requeue(Duration::from_secs(5)));
-    }
-    if let Some((_, error)) = error {
-        return Err(error);
-    }
-    if let (true, Observed::Ours(held)) = (claimed, &secret) {
-        orphan::clear(&context.client, &namespace, key, held).await?;
-    }
-    if secret != Observed::NotRead {
-        context.checks.done(&uid, check_at, now, Pace::of(&secret));
-    }
-    if let Observed::Foreign { passing, .. } = secret {
-        // A conflict that only a person can end is no failure of the operator.
-        let wait = if passing { context.backoff.failed(&uid) } else { context.backoff.blocked(&uid) };
-        return Ok(Action::requeue(wait));
-    }
-    context.backoff.forget(&uid);
-    let awaited = lifecycle::awaits_secret(key, now).then(|| now.checked_add(lifecycle::patience(key, now)).ok());
-    let next = next.unwrap_or(Timestamp::MAX).min(awaited.flatten().unwrap_or(Timestamp::MAX));
-    let next = next.min(context.checks.due_at(&uid, now));
-    // A second late rather than early: times have whole seconds.
-    let wait = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(500);
-    Ok(Action::requeue(wait))
+    outcome
 }
 
-/// What was observed, unless another ApiKey has the digest that is new to this one: then it is left alone, and both
-/// ApiKeys are told in an Event.
-fn claim(key: &ApiKey, namespace: &str, observed: Observed, context: &Context) -> Observed {
-    let taken = match &observed {
-        Observed::Ours(held) => taken(key, &held.record, &context.index.digests, &context.keys),
-        _ => None,
-    };
-    let Some((id, other)) = taken else { return observed };
-    let other = other.and_then(|other| context.keys.get(&other));
-    // The name of an ApiKey of another team is no business of this one.
-    let whose = match &other {
-        Some(other) if other.namespace().as_deref() == Some(namespace) => format!("ApiKey {}", other.name_any()),
-        _ => "another ApiKey".to_owned(),
-    };
-    if let Some(other) = other
-        && !is_told(key, DIGEST_IN_USE)
-    {
-        let message = format!("another ApiKey names a Secret with the value {id} of this one; it was refused there");
-        context.events.note(&*other, Note { warning: true, reason: DIGEST_IN_USE, message });
+/// Schedules the next reconciliation without an event. `next_change` is the next time at which the state of the ApiKey
+/// changes.
+fn schedule(
+    gathered: &Gathered<'_>,
+    outcome: &Outcome,
+    next_change: Option<Timestamp>,
+    context: &ApiKeyContext,
+) -> Action {
+    let Gathered { key, uid, now, check_at, .. } = gathered;
+    let is_legacy = key.spec.legacy.is_some();
+    if outcome.secret != Observed::NotRead {
+        context.checks.done(uid, *check_at, *now, CheckInterval::of(&outcome.secret, is_legacy));
     }
-    let why = format!("its value {id} belongs to {whose}: delete it, or put a value of its own there");
-    Observed::Foreign { reason: DIGEST_IN_USE, why, passing: false }
-}
-
-/// The id of a value in a record that is new to a key and that another ApiKey has, and that ApiKey.
-fn taken(
-    key: &ApiKey,
-    record: &Record,
-    digests: &Digests,
-    keys: &Store<ApiKey>,
-) -> Option<(String, Option<ObjectRef<ApiKey>>)> {
-    let is_new = |entry: &&Entry| {
-        let mut known = key.status.iter().flat_map(|status| &status.tokens);
-        known.all(|token| token.sha256 != entry.sha256)
-    };
-    let entries = std::iter::once(&record.current).chain(record.previous.as_ref().map(|previous| &previous.entry));
-    entries.filter(is_new).find_map(|entry| {
-        let digest = Digest::parse(&entry.sha256)?;
-        digests.accept(digest, key, keys).err().map(|other| (entry.id(), other))
-    })
-}
-
-/// The reason of a condition and of an Event.
-const DIGEST_IN_USE: &str = "DigestInUse";
-
-fn is_told(key: &ApiKey, reason: &str) -> bool {
-    let conditions = key.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == reason)
-}
-
-/// The AccessPolicy that a key refers to.
-fn policy_of(key: &ApiKey, namespace: &str, context: &Context) -> Option<Arc<KnownPolicy>> {
-    context.index.policy(namespace, &key.spec.access_policy_ref.as_ref()?.name)
-}
-
-/// Writes the status over whatever else changed in the object, such as its labels: those must not hold up a revocation. It
-/// gives way to another spec, and to another writer of digests or of who saw the value. False if it did.
-async fn insist(key: &ApiKey, keys: &Api<ApiKey>, status: &ApiKeyStatus) -> Result<bool, RequestError> {
-    let name = key.name_any();
-    let Some(now) = request(&format!("get ApiKey {name}"), keys.get_opt(&name)).await? else { return Ok(false) };
-    let known = |key: &ApiKey| key.status.as_ref().map(|status| (status.tokens.clone(), status.reveal.clone()));
-    if now.metadata.uid != key.metadata.uid
-        || now.metadata.generation != key.metadata.generation
-        || known(&now) != known(key)
-    {
-        return Ok(false);
+    if let (Observed::Foreign { passing, .. }, false) = (&outcome.secret, is_legacy) {
+        // A conflict that a user has to resolve is not a failure of the operator.
+        let wait = if *passing { context.backoff.failed(uid) } else { context.backoff.blocked(uid) };
+        return Action::requeue(wait);
     }
-    // Somebody else writes the last use, and it may be later by now.
-    let last_used_at = now.status.as_ref().and_then(|status| status.last_used_at.clone());
-    let status = json!(ApiKeyStatus { last_used_at, ..status.clone() });
-    let mut operations = vec![
-        test(&["metadata", "uid"], json!(key.metadata.uid)),
-        test(&["metadata", "generation"], json!(key.metadata.generation)),
-    ];
-    let known = known(&now).filter(|(tokens, _)| !tokens.is_empty());
-    operations.extend(known.iter().map(|(tokens, _)| test(&["status", "tokens"], json!(tokens))));
-    let reveal = known.and_then(|(_, reveal)| reveal);
-    operations.extend(reveal.map(|reveal| test(&["status", "reveal"], json!(reveal))));
-    operations.push(add(&["status"], status));
-    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
-    match request("update status", keys.patch_status(&name, &patch_params(), &patch)).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Writes the status if it changed, and the Events that the change is worth. False if the object changed meanwhile.
-async fn report(
-    key: &ApiKey,
-    namespace: &str,
-    status: ApiKeyStatus,
-    minted: bool,
-    context: &Context,
-) -> Result<bool, RequestError> {
-    if key.status.as_ref() == Some(&status) {
-        return Ok(true);
-    }
-    let name = key.name_any();
-    let notes = status::notes(key.status.as_ref(), &status, minted);
-    let keys: Api<ApiKey> = Api::namespaced(context.client.clone(), namespace);
-    let patch = status_patch(key, key.status.as_ref(), &status);
-    match request("update status", keys.patch_status(&name, &patch_params(), &patch)).await {
-        Ok(_) => {}
-        Err(error) if error.is(Status::is_not_found) => return Ok(false),
-        Err(error) if error.is(Status::is_conflict) => {
-            if !insist(key, &keys, &status).await? {
-                return Ok(false);
-            }
-        }
-        Err(error) => return Err(error),
-    }
-    for note in notes {
-        tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
-        context.events.note(key, note);
-    }
-    Ok(true)
+    context.backoff.forget(uid);
+    // The Secret that a restored or a legacy key waits for causes no event.
+    let waits = outcome.import.is_some() || lifecycle::awaits_secret(key, *now);
+    let recheck_at = waits.then(|| now.checked_add(lifecycle::recheck_delay(key, *now)).ok()).flatten();
+    let next = [next_change, recheck_at].into_iter().flatten().fold(context.checks.due_at(uid, *now), Timestamp::min);
+    // Times in a status have whole seconds. Half a second is added, so that the change is due then.
+    let wait = Duration::try_from(next.duration_since(*now)).unwrap_or_default() + Duration::from_millis(500);
+    Action::requeue(wait)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: i64 = 1_800_000_000;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(SECOND + second).unwrap()
-    }
-
-    #[test]
-    fn the_first_look_comes_soon_and_later_ones_after_the_interval_unless_something_is_amiss() {
-        let checks = Checks::every(Duration::from_hours(6));
-        for number in 0..100 {
-            let uid = format!("u{number}");
-            let first = checks.due_at(&uid, at(0));
-            assert!(at(0) <= first && first <= at(600), "{first}");
-            assert_eq!(checks.due_at(&uid, at(5)), first, "a key keeps its turn");
-            for (pace, least, most) in
-                [(Pace::Announced, 17_280, 21_600), (Pace::Unannounced, 1440, 1800), (Pace::Amiss, 480, 600)]
-            {
-                let due = checks.due_at(&uid, at(0));
-                checks.done(&uid, due, at(0), pace);
-                let next = checks.due_at(&uid, at(0));
-                assert!(at(least) <= next && next <= at(most), "{pace:?}: {next}");
-            }
-        }
-        let dues = (0..100).map(|number| checks.due_at(&format!("u{number}"), at(0)));
-        assert!(dues.collect::<HashSet<_>>().len() > 50, "keys that were looked at together stay together");
-    }
-
-    #[test]
-    fn a_short_interval_bounds_every_look() {
-        let checks = Checks::every(Duration::from_secs(2));
-        assert!(checks.due_at("u", at(0)) <= at(2));
-        for pace in [Pace::Announced, Pace::Unannounced, Pace::Amiss] {
-            let due = checks.due_at("u", at(0));
-            checks.done("u", due, at(0), pace);
-            assert!(checks.due_at("u", at(0)) <= at(2), "{pace:?}");
-        }
-    }
-
-    #[test]
-    fn a_look_that_is_asked_for_during_another_is_not_taken_for_it() {
-        let checks = Checks::every(Duration::from_hours(6));
-        checks.now("u");
-        let due = checks.due_at("u", at(0));
-        assert!(due <= at(0));
-        checks.now("u");
-        checks.done("u", due, at(0), Pace::Announced);
-        assert!(checks.due_at("u", at(0)) <= at(0), "the second request was lost");
-    }
-}
-
-#[cfg(test)]
-mod adversary;
+mod property_tests;

@@ -1,4 +1,5 @@
-//! The three writes of an answer that change a Secret: who saw a value first, who takes it, and that it was taken.
+//! The three writes of a reveal that change the Secret: recording the first view, claiming a one-time value, and
+//! removing the answer.
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client, api::Patch};
@@ -6,79 +7,85 @@ use serde_json::{Value, json};
 
 use crate::{
     api::ApiKey,
-    controller::{RequestError, api_key::act::written, patch_params, request},
+    controller::{RequestError, api_key::act::record_annotations, patch_params, request},
     domain::{
-        lifecycle::Held,
+        lifecycle::OwnedSecret,
         record::{self, Claim, Record, Sealed, Subject},
         status::secret_ref,
     },
-    sealing::Keeper,
+    sealing::SealingKeyStore,
 };
 
-/// Writes down who saw a value first. The value stays. False if the Secret is not as it was read.
+/// Records the first reveal of a value. The value stays. Returns false if the Secret changed since it was read.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses.
-pub async fn note(
+/// If the API server rejects the request or can't be reached.
+pub async fn record_first_view(
     client: &Client,
-    sealing: &Keeper,
+    sealing: &SealingKeyStore,
     namespace: &str,
     key: &ApiKey,
-    held: &Held,
+    secret: &OwnedSecret,
     claim: Claim,
 ) -> Result<bool, RequestError> {
-    write(client, namespace, key, held, Some(claimed(sealing, key, held, claim).await?), None).await
+    write(client, namespace, key, secret, Some(record_with_claim(sealing, key, secret, claim).await?), None).await
 }
 
-/// Takes a value that may be seen once: out goes the sealed value, in come the answer, encrypted to one person, and the
-/// claim of that request. It is one write of the version that was read, so that exactly one request wins; and all that
-/// the request needs is in it, so that a crash afterwards loses nothing. False if the Secret is not as it was read.
+/// Claims a one-time value: replaces the sealed value by the answer, which is encrypted to the requester, and adds the
+/// claim of the KeyReveal. One write of the version that was read does both, so that exactly one KeyReveal succeeds and
+/// a crash afterwards loses nothing. Returns false if the Secret changed since it was read.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses. Whether it happened is then open: the next look tells.
-pub async fn take(
+/// If the API server rejects the request or can't be reached. The write may have happened then; the next read of the
+/// Secret shows it.
+pub async fn claim_value(
     client: &Client,
-    sealing: &Keeper,
+    sealing: &SealingKeyStore,
     namespace: &str,
     key: &ApiKey,
-    held: &Held,
+    secret: &OwnedSecret,
     claim: Claim,
     answer: &str,
 ) -> Result<bool, RequestError> {
     let answer = ByteString(answer.as_bytes().to_vec());
     let data = json!({ record::SEALED_VALUE: null, record::CLAIMED: answer });
-    write(client, namespace, key, held, Some(claimed(sealing, key, held, claim).await?), Some(data)).await
+    write(client, namespace, key, secret, Some(record_with_claim(sealing, key, secret, claim).await?), Some(data)).await
 }
 
-/// Removes the answer once its request has it. False if the Secret is not as it was read.
+/// Removes the answer from the Secret. Returns false if the Secret changed since it was read.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses.
-pub async fn clear(client: &Client, namespace: &str, key: &ApiKey, held: &Held) -> Result<bool, RequestError> {
-    write(client, namespace, key, held, None, Some(json!({ record::CLAIMED: null }))).await
+/// If the API server rejects the request or can't be reached.
+pub async fn remove_answer(
+    client: &Client,
+    namespace: &str,
+    key: &ApiKey,
+    secret: &OwnedSecret,
+) -> Result<bool, RequestError> {
+    write(client, namespace, key, secret, None, Some(json!({ record::CLAIMED: null }))).await
 }
 
-/// The annotations of the record with a claim.
-async fn claimed(
-    sealing: &Keeper,
+/// Returns the annotations of the record with a claim.
+async fn record_with_claim(
+    sealing: &SealingKeyStore,
     key: &ApiKey,
-    held: &Held,
+    secret: &OwnedSecret,
     claim: Claim,
 ) -> Result<[(String, String); 2], RequestError> {
-    let sealed = held.record.sealed.clone().map(|sealed| Sealed { claim: Some(claim), ..sealed });
-    written(sealing, &Record { sealed, subject: Subject::of(key), ..held.record.clone() }).await
+    let sealed = secret.record.sealed.clone().map(|sealed| Sealed { claim: Some(claim), ..sealed });
+    record_annotations(sealing, &Record { sealed, subject: Subject::of(key), ..secret.record.clone() }).await
 }
 
 async fn write(
     client: &Client,
     namespace: &str,
     key: &ApiKey,
-    held: &Held,
+    secret: &OwnedSecret,
     annotations: Option<[(String, String); 2]>,
     data: Option<Value>,
 ) -> Result<bool, RequestError> {
     let name = secret_ref(key).name;
-    let mut body = json!({"metadata": {"resourceVersion": held.version}});
+    let mut body = json!({"metadata": {"resourceVersion": secret.version}});
     if let Some(annotations) = annotations {
         body["metadata"]["annotations"] = Value::from_iter(annotations);
     }
@@ -86,8 +93,8 @@ async fn write(
         body["data"] = data;
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let what = format!("update Secret {name}");
-    match request(&what, secrets.patch(&name, &patch_params(), &Patch::Merge(body))).await {
+    let operation = format!("update Secret {name}");
+    match request(&operation, secrets.patch(&name, &patch_params(), &Patch::Merge(body))).await {
         Ok(_) => Ok(true),
         Err(error) if error.is(|status| status.is_conflict() || status.is_not_found()) => Ok(false),
         Err(error) => Err(error),

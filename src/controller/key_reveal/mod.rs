@@ -1,10 +1,12 @@
-//! Answers requests to see a value.
+//! The controller of KeyReveals.
 //!
-//! Each request is judged by the gates of [`crate::domain::gates`], and granted ones are answered encrypted to the
-//! requester alone. A value that may be seen once is given in four writes: its Secret ([`act::take`]), the status of
-//! the key, the answer, its Secret again ([`act::clear`]). After a crash between any two of them the same request finds its claim and goes on; every other
-//! request is told who was first. If the request is deleted before the last, the answer is removed all the same: by the
-//! sweeper below, or, where the deletion was missed, by whoever finds it ([`orphan`]).
+//! It authorizes each KeyReveal by the gates of [`crate::domain::authorization`]. The answer to a granted one is the
+//! value, encrypted to `spec.recipient`. A one-time value is revealed by four writes: the Secret
+//! ([`act::claim_value`]), the status of the ApiKey, the status of the KeyReveal, and the Secret again
+//! ([`act::remove_answer`]). After a crash between two of them, the same KeyReveal finds its claim and continues; every
+//! other KeyReveal is denied. If the KeyReveal is deleted before the last write, `remove_answers_of_deleted` removes
+//! the answer. If its deletion caused no event, the next reconciliation that reads the Secret removes the answer
+//! ([`orphan`]).
 
 pub mod act;
 pub mod orphan;
@@ -30,57 +32,59 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     RequestError, add, api_key,
-    api_key::observe::{self, Found},
+    api_key::{
+        act::SecretTarget,
+        observe::{self, FoundSecret},
+    },
     backoff::Backoff,
-    is_there, patch_params, request, status_patch, test,
+    patch_params, request, status_patch, still_exists, test,
 };
 use crate::{
-    access::{self, Cluster},
+    access::{self, ClusterReviewer},
     api::{ApiKey, KeyReveal, KeyRevealStatus, KeyState, Requester, RevealMode, Time, creator_of_key},
     domain::{
-        gates::{self, Situation},
-        lifecycle::{Held, Observed, Schedule},
-        policy::Person,
+        authorization::{self, AuthorizationInputs},
+        lifecycle::{Observed, OwnedSecret, Schedule},
+        policy::User,
         record::{Claim, Sealed},
         status::{Note, merge_condition},
     },
-    index::feed,
+    index::watch,
     sealing,
 };
 
-/// How many requests are answered at the same time.
+/// The number of KeyReveals that are reconciled concurrently.
 const CONCURRENCY: u16 = 8;
 
-/// How long a request for a key that is being minted waits for it.
-const MINTING: SignedDuration = SignedDuration::from_secs(15);
+/// The time after its creation for which a KeyReveal waits until the value of its key is minted.
+const MINTING_TIMEOUT: SignedDuration = SignedDuration::from_secs(15);
 
-/// When to look again at what changes by itself soon.
-const SOON: Duration = Duration::from_secs(1);
+/// The delay until the next reconciliation of a KeyReveal that waits.
+const REQUEUE_DELAY: Duration = Duration::from_secs(1);
 
-/// How many deleted requests wait to be cleaned up after. Whoever may ask may make many of them.
-const MOST_TO_SWEEP: usize = 10_000;
+/// The maximum number of deleted KeyReveals whose answers wait for removal. Users can create and delete many of them.
+const MAX_DELETED: usize = 10_000;
 
-/// How often an answer looks again when somebody else was faster.
-const ROUNDS: u8 = 5;
+/// The maximum number of attempts when another writer changes the Secret.
+const MAX_ATTEMPTS: u8 = 5;
 
-/// Asks for a look at a key, by namespace and name.
-pub type Look = Box<dyn Fn(&str, &str) + Send + Sync>;
+/// Queues an ApiKey for reconciliation, by namespace and name.
+pub type RequeueFn = Box<dyn Fn(&str, &str) + Send + Sync>;
 
-/// What answering works with.
-pub struct Context {
-    /// What the keys themselves are reconciled with.
-    pub keys: Arc<api_key::Context>,
-    /// Which requests failed how often. Not that of the keys, which forgets whatever is no key.
+/// The dependencies of the controller.
+pub struct KeyRevealContext {
+    /// The dependencies of the controller of ApiKeys.
+    pub keys: Arc<api_key::ApiKeyContext>,
+    /// The backoff of KeyReveals. It is separate from that of ApiKeys, which keeps entries of existing ApiKeys only.
     pub backoff: Arc<Backoff>,
-    /// Lets the controller of keys look at one: its status has to say who saw the value.
-    pub look: Look,
-    /// How long a request lives.
+    /// Queues the ApiKey of a KeyReveal, so that its status shows the reveal.
+    pub requeue: RequeueFn,
+    /// The time after its creation when a KeyReveal is deleted.
     pub ttl: SignedDuration,
 }
 
-/// What a request comes to.
-enum Outcome {
-    /// The answer.
+/// The result of a KeyReveal.
+enum RevealOutcome {
     Granted {
         ciphertext: String,
         id: String,
@@ -90,25 +94,25 @@ enum Outcome {
         reason: &'static str,
         message: String,
     },
-    /// It is too early to say.
+    /// No result yet.
     Wait,
-    /// It can't be said, since a request to the API server failed; it is tried again.
+    /// No result yet, since a request to the API server failed. The operator retries.
     Retrying(String),
 }
 
-/// A request that was deleted, and may have left its answer in the Secret of its key.
-struct Gone {
+/// A deleted KeyReveal whose answer may still be in the Secret of its key.
+struct DeletedReveal {
     namespace: String,
     key: String,
     uid: String,
 }
 
-impl Gone {
-    /// `None` if it left nothing: it was denied, or its value can be seen more than once.
+impl DeletedReveal {
+    /// `None` if the Secret holds no answer: the KeyReveal was denied, or the value is not a one-time value.
     fn of(reveal: &KeyReveal) -> Option<Self> {
         let status = reveal.status.as_ref();
-        let left_nothing = status.is_some_and(|status| is_answered(status) && status.one_time != Some(true));
-        (!left_nothing).then(|| Self {
+        let has_no_answer = status.is_some_and(|status| is_answered(status) && status.one_time != Some(true));
+        (!has_no_answer).then(|| Self {
             namespace: reveal.namespace().unwrap_or_default(),
             key: reveal.spec.api_key_ref.name.clone(),
             uid: reveal.uid().unwrap_or_default(),
@@ -120,34 +124,34 @@ fn is_answered(status: &KeyRevealStatus) -> bool {
     status.conditions.iter().any(|condition| condition.type_ == "Granted" && condition.status != "Unknown")
 }
 
-fn denied(reason: &'static str, message: impl Into<String>) -> Outcome {
-    Outcome::Denied { reason, message: message.into() }
+fn denied(reason: &'static str, message: impl Into<String>) -> RevealOutcome {
+    RevealOutcome::Denied { reason, message: message.into() }
 }
 
-/// Answers requests until shutdown. The caller leads, and the index is complete.
-pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
+/// Reconciles KeyReveals until shutdown. Call it while this replica leads and after the index is complete.
+pub async fn run(context: Arc<KeyRevealContext>, shutdown: CancellationToken) {
     let writer = Writer::<KeyReveal>::default();
     let reveals = writer.as_reader();
-    let events = feed::watch::<KeyReveal>(context.keys.client.clone(), |_| {});
-    let (gone, to_sweep) = mpsc::channel(MOST_TO_SWEEP);
+    let events = watch::watch::<KeyReveal>(context.keys.client.clone(), |_| {});
+    let (deleted_sender, deleted) = mpsc::channel(MAX_DELETED);
     let forget = {
         let context = Arc::clone(&context);
         move |reveal: &KeyReveal| {
             context.backoff.forget(&reveal.uid().unwrap_or_default());
-            // If there are too many, whoever looks at the Secret next finds the answer.
-            Gone::of(reveal).and_then(|left| gone.try_send(left).ok());
+            // If the channel is full, the next reconciliation that reads the Secret removes the answer.
+            DeletedReveal::of(reveal).and_then(|deleted| deleted_sender.try_send(deleted).ok());
         }
     };
-    let requests = events
+    let queued = events
         .scan(writer, move |writer, event| {
             let store = writer.as_reader();
             let reference = |reveal: &KeyReveal| {
                 ObjectRef::new(&reveal.name_any()).within(reveal.metadata.namespace.as_deref().unwrap_or_default())
             };
-            // A list that starts over does not say what is gone.
+            // A new list contains no deletions. They are the difference to the objects before it.
             let before = if matches!(event, Event::InitDone) { store.state() } else { vec![] };
             writer.apply_watcher_event(&event);
-            let due: Vec<ObjectRef<KeyReveal>> = match &event {
+            let to_reconcile: Vec<ObjectRef<KeyReveal>> = match &event {
                 Event::Apply(reveal) => vec![reference(reveal)],
                 Event::InitDone => {
                     let now = store.state();
@@ -164,50 +168,56 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                 }
                 Event::Init | Event::InitApply(_) => vec![],
             };
-            ready(Some(futures::stream::iter(due)))
+            ready(Some(futures::stream::iter(to_reconcile)))
         })
         .flatten()
         .map(|reveal| Ok::<_, Infallible>(ReconcileRequest::from(reveal)))
         .take_until(shutdown.clone().cancelled_owned());
-    let live = reveals.clone();
-    let answering = applier(
+    let existing = reveals.clone();
+    let reconciling = applier(
         |reveal, context| reconcile(reveal, context).boxed(),
-        move |reveal: Arc<KeyReveal>, error: &RequestError, context: Arc<Context>| {
-            if !is_there(&live, &*reveal) {
+        move |reveal: Arc<KeyReveal>, error: &RequestError, context: Arc<KeyRevealContext>| {
+            if !still_exists(&existing, &*reveal) {
                 return Action::await_change();
             }
             let (namespace, name) = (reveal.namespace(), reveal.name_any());
             let wait = context.backoff.failed(&reveal.uid().unwrap_or_default());
-            tracing::warn!(namespace, name, %error, retry_in = ?wait, "a request to see a value could not be answered");
+            tracing::warn!(namespace, name, %error, retry_in = ?wait, "reconciliation of a KeyReveal failed");
             Action::requeue(wait)
         },
         Arc::clone(&context),
         reveals,
-        requests.boxed(),
+        queued.boxed(),
         controller::Config::default().concurrency(CONCURRENCY),
     )
     .for_each(|_| ready(()));
-    let sweeping = shutdown.run_until_cancelled(sweep(to_sweep, &context));
-    futures::join!(answering, sweeping);
+    let removing = shutdown.run_until_cancelled(remove_answers_of_deleted(deleted, &context));
+    futures::join!(reconciling, removing);
 }
 
-/// Removes the answers of requests that were deleted, one at a time. It gives up after some tries: then whoever looks at
-/// the Secret next finds the answer.
-async fn sweep(mut gone: mpsc::Receiver<Gone>, context: &Context) {
-    while let Some(Gone { namespace, key, uid }) = gone.recv().await {
-        for _ in 0..ROUNDS {
-            let Err(error) = tidy(&key, &namespace, &uid, context).await else { break };
+/// Removes the answers of deleted KeyReveals, one after the other. After [`MAX_ATTEMPTS`] failures, removal is left to
+/// the next reconciliation that reads the Secret.
+async fn remove_answers_of_deleted(mut deleted: mpsc::Receiver<DeletedReveal>, context: &KeyRevealContext) {
+    while let Some(DeletedReveal { namespace, key, uid }) = deleted.recv().await {
+        for _ in 0..MAX_ATTEMPTS {
+            let Err(error) = remove_answer(&key, &namespace, &uid, context).await else { break };
             let wait = context.backoff.failed(&uid);
-            tracing::warn!(namespace, name = key, %error, retry_in = ?wait, "the answer of a deleted request could not be removed");
+            tracing::warn!(
+                namespace,
+                name = key,
+                %error,
+                retry_in = ?wait,
+                "the answer of a deleted KeyReveal could not be removed from the Secret"
+            );
             tokio::time::sleep(wait).await;
         }
         context.backoff.forget(&uid);
     }
 }
 
-/// One turn of a request. What went wrong is told in its status, as far as that can be written.
-async fn reconcile(reveal: Arc<KeyReveal>, context: Arc<Context>) -> Result<Action, RequestError> {
-    let error = match step(&reveal, &context).await {
+/// Reconciles one KeyReveal, and reports errors in its status.
+async fn reconcile(reveal: Arc<KeyReveal>, context: Arc<KeyRevealContext>) -> Result<Action, RequestError> {
+    let error = match try_reconcile(&reveal, &context).await {
         Ok(action) => return Ok(action),
         Err(error) => error,
     };
@@ -215,72 +225,73 @@ async fn reconcile(reveal: Arc<KeyReveal>, context: Arc<Context>) -> Result<Acti
         return Err(error);
     }
     let namespace = reveal.namespace().unwrap_or_default();
-    let ends = ends(&reveal, &context);
+    let expires_at = expires_at(&reveal, &context);
     let Some(advice) = error.advice() else {
-        report(&reveal, &namespace, Outcome::Retrying(error.explained()), ends, None, &context).await?;
+        report(&reveal, &namespace, RevealOutcome::Retrying(error.explained()), expires_at, None, &context).await?;
         return Err(error);
     };
-    // It was not carried out, and would be refused again: whoever asked is told, and can ask again.
-    let message = format!("{error}; {advice}, and ask again");
-    report(&reveal, &namespace, denied("RequestRefused", message), ends, None, &context).await?;
-    tracing::warn!(namespace, name = reveal.name_any(), %error, "a request to see a value was denied, since the API server refused to carry it out");
-    Ok(Action::requeue(SOON))
+    // The API server would reject the same request again. After the cause is fixed, the user creates another KeyReveal.
+    let message = format!("{error}; {advice}, then create the KeyReveal again");
+    report(&reveal, &namespace, denied("RequestRefused", message), expires_at, None, &context).await?;
+    let name = reveal.name_any();
+    tracing::warn!(namespace, name, %error, "denied a KeyReveal: the API server rejected a write that it requires");
+    Ok(Action::requeue(REQUEUE_DELAY))
 }
 
-/// When a request is deleted.
-fn ends(reveal: &KeyReveal, context: &Context) -> Timestamp {
+/// The time when a KeyReveal is deleted.
+fn expires_at(reveal: &KeyReveal, context: &KeyRevealContext) -> Timestamp {
     let created = reveal.creation_timestamp().map_or_else(|| context.keys.clock.now(), |at| at.0);
     created.checked_add(context.ttl).unwrap_or(Timestamp::MAX)
 }
 
-async fn step(reveal: &KeyReveal, context: &Context) -> Result<Action, RequestError> {
+async fn try_reconcile(reveal: &KeyReveal, context: &KeyRevealContext) -> Result<Action, RequestError> {
     if reveal.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let now = context.keys.clock.now();
     let namespace = reveal.namespace().unwrap_or_default();
     let created = reveal.creation_timestamp().map_or(now, |at| at.0);
-    let ends = ends(reveal, context);
+    let expires_at = expires_at(reveal, context);
     let uid = reveal.uid().unwrap_or_default();
-    if ends <= now {
+    if expires_at <= now {
         context.backoff.forget(&uid);
         return delete(reveal, &namespace, context).await;
     }
     let answered = reveal.status.as_ref().filter(|status| is_answered(status));
     if let Some(status) = answered {
         if status.one_time == Some(true) {
-            tidy(&reveal.spec.api_key_ref.name, &namespace, &uid, context).await?;
+            remove_answer(&reveal.spec.api_key_ref.name, &namespace, &uid, context).await?;
         }
         context.backoff.forget(&uid);
-        let left = Duration::try_from(ends.duration_since(now)).unwrap_or_default();
-        return Ok(Action::requeue(left + Duration::from_millis(500)));
+        let remaining = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
+        return Ok(Action::requeue(remaining + Duration::from_millis(500)));
     }
-    let Some(who) = reveal.spec.requester.clone().map(Arc::new) else {
-        let message =
-            "the cluster did not say who asks: the mutating webhook of Keywright has to be installed; ask again then";
-        report(reveal, &namespace, denied("RequesterMissing", message), ends, None, context).await?;
-        return Ok(Action::requeue(SOON));
+    let Some(requester) = reveal.spec.requester.clone().map(Arc::new) else {
+        let message = "spec.requester is missing: install the mutating webhook of Keywright, which sets it, then \
+                       create the KeyReveal again";
+        report(reveal, &namespace, denied("RequesterMissing", message), expires_at, None, context).await?;
+        return Ok(Action::requeue(REQUEUE_DELAY));
     };
     let keys: Api<ApiKey> = Api::namespaced(context.keys.client.clone(), &namespace);
     let name = &reveal.spec.api_key_ref.name;
-    // Asked for and not remembered: what is in memory may be older than the request.
+    // Read from the API server, since the ApiKey in memory may be older than the KeyReveal.
     let Some(key) = request(&format!("get ApiKey {name}"), keys.get_opt(name)).await? else {
         let message = format!("there is no ApiKey {name} in namespace {namespace}: create it, or name another");
-        report(reveal, &namespace, denied("KeyNotFound", message), ends, None, context).await?;
-        return Ok(Action::requeue(SOON));
+        report(reveal, &namespace, denied("KeyNotFound", message), expires_at, None, context).await?;
+        return Ok(Action::requeue(REQUEUE_DELAY));
     };
-    let outcome = match judge(&key, &who, &namespace, context).await? {
+    let outcome = match authorize(&key, &requester, &namespace, context).await? {
         Some(denial) => denial,
-        None => answer(reveal, &key, &who, &namespace, created, context).await?,
+        None => answer(reveal, &key, &requester, &namespace, created, context).await?,
     };
-    if !matches!(outcome, Outcome::Wait) {
-        report(reveal, &namespace, outcome, ends, Some((&key, &who)), context).await?;
+    if !matches!(outcome, RevealOutcome::Wait) {
+        report(reveal, &namespace, outcome, expires_at, Some((&key, &requester)), context).await?;
     }
-    // The answer comes back as an event; this is in case it does not, and for what has to be waited for.
-    Ok(Action::requeue(SOON))
+    // The write of the status causes an event. The requeue covers a lost event and outcomes that wait.
+    Ok(Action::requeue(REQUEUE_DELAY))
 }
 
-async fn delete(reveal: &KeyReveal, namespace: &str, context: &Context) -> Result<Action, RequestError> {
+async fn delete(reveal: &KeyReveal, namespace: &str, context: &KeyRevealContext) -> Result<Action, RequestError> {
     let reveals: Api<KeyReveal> = Api::namespaced(context.keys.client.clone(), namespace);
     let name = reveal.name_any();
     let this = Preconditions { uid: reveal.uid(), resource_version: None };
@@ -292,153 +303,164 @@ async fn delete(reveal: &KeyReveal, namespace: &str, context: &Context) -> Resul
     }
 }
 
-/// The gates. `None` if all are open.
-async fn judge(
+/// Evaluates the gates. Returns the denial, if any.
+async fn authorize(
     key: &ApiKey,
-    who: &Arc<Requester>,
+    requester: &Arc<Requester>,
     namespace: &str,
-    context: &Context,
-) -> Result<Option<Outcome>, RequestError> {
+    context: &KeyRevealContext,
+) -> Result<Option<RevealOutcome>, RequestError> {
     let index = &context.keys.index;
     let (catalog, settings) = (index.catalog(), index.settings(namespace));
-    let verdict = {
-        let situation = Situation {
-            who: Person { name: &who.username, groups: &who.groups },
+    let authorization = {
+        let inputs = AuthorizationInputs {
+            requester: User { name: &requester.username, groups: &requester.groups },
             catalog: &catalog,
             settings: settings.as_deref(),
             policy: &|name| index.policy(namespace, name),
         };
         let status = key.status.as_ref();
         let known = creator_of_key(key);
-        gates::reveal(&situation, &key.spec, status, known.as_ref().map(|creator| creator.name.as_str()))
+        authorization::reveal(&inputs, &key.spec, status, known.as_ref().map(|creator| creator.name.as_str()))
     };
-    if let Some(denial) = verdict.denials.first() {
+    if let Some(denial) = authorization.denials.first() {
         return Ok(Some(denied(denial.gate.reason(), format!("{}: {}", denial.field, denial.message))));
     }
-    let reviewer = Cluster::new(context.keys.client.clone());
+    let reviewer = ClusterReviewer::new(context.keys.client.clone());
     let namespace: Arc<str> = namespace.into();
-    for demand in &verdict.demands {
-        let answer = access::ask(&reviewer, who, &namespace, &demand.need).await;
+    for demand in &authorization.demands {
+        let answer = access::ask(&reviewer, requester, &namespace, &demand.need).await;
         let answer = answer.map_err(|error| RequestError::new_local(error.to_string()))?;
         if !answer.met {
-            let message = demand.lacking(&who.username, &namespace, &answer.missing(&demand.need));
+            let message = demand.lacking(&requester.username, &namespace, &answer.missing(&demand.need));
             return Ok(Some(denied(demand.gate.reason(), message)));
         }
     }
     Ok(None)
 }
 
-/// Finds the value, and encrypts it.
+/// Reads the value and encrypts it to the recipient.
 async fn answer(
     reveal: &KeyReveal,
     key: &ApiKey,
-    who: &Requester,
+    requester: &Requester,
     namespace: &str,
     created: Timestamp,
-    context: &Context,
-) -> Result<Outcome, RequestError> {
+    context: &KeyRevealContext,
+) -> Result<RevealOutcome, RequestError> {
     let now = context.keys.clock.now();
     let name = key.name_any();
     let Some(token) = key.status.as_ref().and_then(|status| status.tokens.first()) else {
-        let ends = matches!(key.status.as_ref().and_then(|s| s.state), Some(KeyState::Rejected | KeyState::Expired));
-        if !ends && now.duration_since(created) < MINTING {
-            return Ok(Outcome::Wait);
+        let is_final =
+            matches!(key.status.as_ref().and_then(|s| s.state), Some(KeyState::Rejected | KeyState::Expired));
+        if !is_final && now.duration_since(created) < MINTING_TIMEOUT {
+            return Ok(RevealOutcome::Wait);
         }
-        return Ok(denied("NotMinted", format!("ApiKey {name} has no value yet: see its conditions, and ask again")));
+        let message = format!("ApiKey {name} has no value yet: see its conditions, then create the KeyReveal again");
+        return Ok(denied("NotMinted", message));
     };
     if Schedule::of(&key.spec).expired(now) {
-        return Ok(denied("Expired", format!("ApiKey {name} has expired: move its spec.expiresAt, and ask again")));
+        let message =
+            format!("ApiKey {name} has expired: set spec.expiresAt to a later time, then create the KeyReveal again");
+        return Ok(denied("Expired", message));
     }
-    for _ in 0..ROUNDS {
-        let found = observe::find(&context.keys.client, &context.keys.sealing, namespace, key).await?;
-        let held = match &found.observed {
-            // A rotation is under way: its status comes first.
-            Observed::Ours(held) if held.record.current.sha256 != token.sha256 => return Ok(Outcome::Wait),
-            Observed::Ours(held) => held.clone(),
+    for _ in 0..MAX_ATTEMPTS {
+        let found =
+            observe::find(&SecretTarget::new(&context.keys.client, &context.keys.sealing, namespace, key)).await?;
+        let secret = match &found.observed {
+            // The status of a rotation is not written yet.
+            Observed::Ours(secret) if secret.record.current.sha256 != token.sha256 => return Ok(RevealOutcome::Wait),
+            Observed::Ours(secret) => secret.clone(),
             _ => {
                 let message = format!(
-                    "the Secret of ApiKey {name} is gone: bring it back, or set spec.rotation.requestedAt to the current time to mint a new value"
+                    "the Secret of ApiKey {name} is missing: restore it, or set spec.rotation.requestedAt to the \
+                     current time to mint a new value"
                 );
                 return Ok(denied("SecretLost", message));
             }
         };
-        if let Some(outcome) = attempt(reveal, key, who, namespace, &held, found, context).await? {
+        if let Some(outcome) = try_answer(reveal, key, requester, namespace, &secret, found, context).await? {
             return Ok(outcome);
         }
     }
-    // Others keep writing to the Secret.
-    Ok(Outcome::Wait)
+    // Another writer changed the Secret during each attempt.
+    Ok(RevealOutcome::Wait)
 }
 
-/// One attempt to answer; `None` if somebody else wrote to the Secret meanwhile.
-async fn attempt(
+/// Makes one attempt to answer. Returns `None` if another writer changed the Secret.
+async fn try_answer(
     reveal: &KeyReveal,
     key: &ApiKey,
-    who: &Requester,
+    requester: &Requester,
     namespace: &str,
-    held: &Held,
-    found: Found,
-    context: &Context,
-) -> Result<Option<Outcome>, RequestError> {
+    secret: &OwnedSecret,
+    found: FoundSecret,
+    context: &KeyRevealContext,
+) -> Result<Option<RevealOutcome>, RequestError> {
     let client = &context.keys.client;
     let uid = reveal.uid().unwrap_or_default();
-    let id = held.record.current.id();
-    let once = held.record.sealed.as_ref().is_some_and(|sealed| sealed.mode == RevealMode::OneTime);
-    if let Some(sealed) = &held.record.sealed {
+    let id = secret.record.current.id();
+    let one_time = secret.record.sealed.as_ref().is_some_and(|sealed| sealed.mode == RevealMode::OneTime);
+    if let Some(sealed) = &secret.record.sealed {
         if sealed.erased_at.is_some() {
-            let message = "the value was erased, since nobody revealed it in time: set spec.rotation.requestedAt to the current time to mint a new one";
+            let message = "the value was erased because it was not revealed in time: set spec.rotation.requestedAt to \
+                           the current time to mint a new one";
             return Ok(Some(denied("ValueErased", message)));
         }
-        if let (true, Some(claim)) = (once, &sealed.claim) {
+        if let (true, Some(claim)) = (one_time, &sealed.claim) {
             let own = claim.uid == uid && !uid.is_empty();
             return Ok(Some(match found.claimed.filter(|_| own) {
-                Some(_) if !remember(key, sealed, claim, namespace, context).await? => Outcome::Wait,
-                Some(ciphertext) => Outcome::Granted { ciphertext, id, one_time: true },
+                Some(_) if !record_claim_in_status(key, sealed, claim, namespace, context).await? => {
+                    RevealOutcome::Wait
+                }
+                Some(ciphertext) => RevealOutcome::Granted { ciphertext, id, one_time: true },
                 None => denied(
                     "AlreadyRevealed",
                     format!(
-                        "the value was revealed to {} at {} and can be revealed once: set spec.rotation.requestedAt to the current time to mint a new one",
+                        "the value was revealed to {} at {} and can't be revealed again: set spec.rotation.requestedAt \
+                         to the current time to mint a new one",
                         claim.by, claim.at
                     ),
                 ),
             }));
         }
     }
-    let Some(value) = found.value.filter(|value| value.digest().to_string() == held.record.current.sha256) else {
-        let message = "the Secret no longer holds the value that was minted: set spec.rotation.requestedAt to the current time to mint a new one";
+    let Some(value) = found.value.filter(|value| value.digest().to_string() == secret.record.current.sha256) else {
+        let message = "the Secret no longer holds the value that was minted: set spec.rotation.requestedAt to the \
+                       current time to mint a new one";
         return Ok(Some(denied("SecretValueChanged", message)));
     };
     let ciphertext = match sealing::encrypt_to(&reveal.spec.recipient, value.expose().as_bytes()) {
         Ok(ciphertext) => ciphertext,
         Err(error) => return Ok(Some(denied("InvalidRecipient", format!("spec.recipient: {error}")))),
     };
-    let claim = Claim { uid, by: who.username.clone(), at: context.keys.clock.now() };
-    let done = match &held.record.sealed {
-        Some(sealed) if once => {
+    let claim = Claim { uid, by: requester.username.clone(), at: context.keys.clock.now() };
+    let written = match &secret.record.sealed {
+        Some(sealed) if one_time => {
             let sealing = &context.keys.sealing;
-            let taken = act::take(client, sealing, namespace, key, held, claim.clone(), &ciphertext).await?;
-            if taken && !remember(key, sealed, &claim, namespace, context).await? {
-                return Ok(Some(Outcome::Wait));
+            let claimed = act::claim_value(client, sealing, namespace, key, secret, claim.clone(), &ciphertext).await?;
+            if claimed && !record_claim_in_status(key, sealed, &claim, namespace, context).await? {
+                return Ok(Some(RevealOutcome::Wait));
             }
-            taken
+            claimed
         }
         Some(sealed) if sealed.claim.is_none() => {
-            act::note(client, &context.keys.sealing, namespace, key, held, claim).await?
+            act::record_first_view(client, &context.keys.sealing, namespace, key, secret, claim).await?
         }
         _ => true,
     };
-    Ok(done.then_some(Outcome::Granted { ciphertext, id, one_time: once }))
+    Ok(written.then_some(RevealOutcome::Granted { ciphertext, id, one_time }))
 }
 
-/// Writes the claim of a one-time value to the status of its key, before the request gets the answer. Users with write
-/// access to Secrets can put the Secret back as it was before the claim where the chart's admission policies are
-/// disabled; they can't change the status. False if the status of the key changed meanwhile.
-async fn remember(
+/// Writes the claim of a one-time value to the status of its key, before the KeyReveal receives the answer. Where the
+/// admission policies of the chart are disabled, users with write access to Secrets can restore the Secret as it was
+/// before the claim. They can't change the status. Returns false if the status of the key changed meanwhile.
+async fn record_claim_in_status(
     key: &ApiKey,
     sealed: &Sealed,
     claim: &Claim,
     namespace: &str,
-    context: &Context,
+    context: &KeyRevealContext,
 ) -> Result<bool, RequestError> {
     let Some(status) = &key.status else { return Ok(false) };
     let reveal = Sealed { claim: Some(claim.clone()), ..sealed.clone() }.reveal();
@@ -459,59 +481,63 @@ async fn remember(
     }
 }
 
-/// Takes the answer of a request out of the Secret of a key, now that the request has it or is gone.
-async fn tidy(name: &str, namespace: &str, uid: &str, context: &Context) -> Result<(), RequestError> {
+/// Removes the answer to a KeyReveal, which has received it or was deleted, from the Secret of the key.
+async fn remove_answer(name: &str, namespace: &str, uid: &str, context: &KeyRevealContext) -> Result<(), RequestError> {
     let keys: Api<ApiKey> = Api::namespaced(context.keys.client.clone(), namespace);
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ATTEMPTS {
         let Some(key) = request(&format!("get ApiKey {name}"), keys.get_opt(name)).await? else { return Ok(()) };
-        let found = observe::find(&context.keys.client, &context.keys.sealing, namespace, &key).await?;
-        let Observed::Ours(held) = &found.observed else { return Ok(()) };
-        let claim = held.record.sealed.as_ref().and_then(|sealed| sealed.claim.as_ref());
+        let found =
+            observe::find(&SecretTarget::new(&context.keys.client, &context.keys.sealing, namespace, &key)).await?;
+        let Observed::Ours(secret) = &found.observed else { return Ok(()) };
+        let claim = secret.record.sealed.as_ref().and_then(|sealed| sealed.claim.as_ref());
         if found.claimed.is_none() || claim.is_none_or(|claim| claim.uid != uid) {
             return Ok(());
         }
-        if act::clear(&context.keys.client, namespace, &key, held).await? {
+        if act::remove_answer(&context.keys.client, namespace, &key, secret).await? {
             return Ok(());
         }
     }
-    Err(RequestError::new_local("others keep writing to the Secret (409)".to_owned()))
+    let message =
+        format!("update the Secret of ApiKey {name}: conflict with another writer in {MAX_ATTEMPTS} attempts (409)");
+    Err(RequestError::new_local(message))
 }
 
-/// Writes the answer, tells of it in an Event on the key, and lets the key's own status follow.
+/// Writes the outcome to the status of the KeyReveal. For a granted one, also publishes an Event for the ApiKey and
+/// queues the ApiKey, so that its status follows.
 async fn report(
     reveal: &KeyReveal,
     namespace: &str,
-    outcome: Outcome,
-    ends: Timestamp,
+    outcome: RevealOutcome,
+    expires_at: Timestamp,
     about: Option<(&ApiKey, &Arc<Requester>)>,
-    context: &Context,
+    context: &KeyRevealContext,
 ) -> Result<(), RequestError> {
     let now = context.keys.clock.now();
     let name = reveal.name_any();
     let condition = |status, reason, message: &str| {
         vec![merge_condition(&[], "Granted", status, reason, message, reveal.metadata.generation, now)]
     };
-    let (mut note, mut taken) = (None, None);
+    let (mut note, mut lost_note) = (None, None);
     let status = match outcome {
-        Outcome::Wait => return Ok(()),
-        Outcome::Retrying(message) => KeyRevealStatus {
+        RevealOutcome::Wait => return Ok(()),
+        RevealOutcome::Retrying(message) => KeyRevealStatus {
             conditions: condition("Unknown", "Retrying", &message),
-            expires_at: Some(Time(ends)),
+            expires_at: Some(Time(expires_at)),
             ..KeyRevealStatus::default()
         },
-        Outcome::Denied { reason, message } => {
-            tracing::info!(namespace, name, reason, "a request to see a value was denied");
+        RevealOutcome::Denied { reason, message } => {
+            tracing::info!(namespace, name, reason, "denied a KeyReveal");
             KeyRevealStatus {
                 conditions: condition("False", reason, &message),
-                expires_at: Some(Time(ends)),
+                expires_at: Some(Time(expires_at)),
                 ..KeyRevealStatus::default()
             }
         }
-        Outcome::Granted { ciphertext, id, one_time } => {
-            let by = about.map(|(_, who)| who.username.as_str()).unwrap_or_default();
-            taken = one_time.then(|| {
+        RevealOutcome::Granted { ciphertext, id, one_time } => {
+            let by = about.map(|(_, requester)| requester.username.as_str()).unwrap_or_default();
+            lost_note = one_time.then(|| {
                 format!(
-                    "{id} was taken by {by}, whose KeyReveal {name} was deleted before it was answered: set \
+                    "KeyReveal {name} of {by} claimed {id} and was deleted before it received the value: set \
                      spec.rotation.requestedAt to the current time to mint a new value"
                 )
             });
@@ -522,13 +548,13 @@ async fn report(
                 ciphertext: Some(ciphertext),
                 id: Some(id),
                 one_time: Some(one_time),
-                expires_at: Some(Time(ends)),
+                expires_at: Some(Time(expires_at)),
             }
         }
     };
-    // Once is enough: each write has the request looked at again at once, and failures would chase each other.
-    let told = reveal.status.as_ref().is_some_and(|old| !old.conditions.is_empty() && !is_answered(old));
-    if told && !is_answered(&status) {
+    // Report the first failure only: each write of the status causes an event, so repeated reports would never end.
+    let is_reported = reveal.status.as_ref().is_some_and(|old| !old.conditions.is_empty() && !is_answered(old));
+    if is_reported && !is_answered(&status) {
         return Ok(());
     }
     let reveals: Api<KeyReveal> = Api::namespaced(context.keys.client.clone(), namespace);
@@ -536,17 +562,17 @@ async fn report(
     let mut warning = false;
     match request("update status", reveals.patch_status(&name, &patch_params(), &patch)).await {
         Ok(_) => {}
-        // Its event is on the way.
+        // The event of the other write causes another reconciliation.
         Err(error) if error.is(Status::is_conflict) => return Ok(()),
-        // Nobody gets the answer, and a value that can be seen once is gone with it.
-        Err(error) if error.is(Status::is_not_found) => (note, warning) = (taken, true),
+        // The KeyReveal was deleted. A one-time value that it claimed is lost.
+        Err(error) if error.is(Status::is_not_found) => (note, warning) = (lost_note, true),
         Err(error) => return Err(error),
     }
     if let (Some(message), Some((key, _))) = (note, about) {
         tracing::info!(namespace, name = key.name_any(), reason = "Revealed", "{message}");
         context.keys.events.note(key, Note { warning, reason: "Revealed", message });
         context.keys.checks.now(&key.uid().unwrap_or_default());
-        (context.look)(namespace, &key.name_any());
+        (context.requeue)(namespace, &key.name_any());
     }
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! Answers whose request was deleted before it was over. The answer is still in the Secret of its key then, encrypted to
-//! a person who no longer asks for it.
+//! Orphaned answers: answers in the Secret of a key whose KeyReveal was deleted before the answer was removed.
 
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
@@ -7,32 +6,36 @@ use super::act;
 use crate::{
     api::{ApiKey, KeyReveal},
     controller::{RequestError, request},
-    domain::{lifecycle::Held, record::Sealed},
+    domain::{lifecycle::OwnedSecret, record::Sealed},
 };
 
-/// Removes the answer that waits in the Secret of a key if its request no longer exists, and says whether it did. The
-/// caller has read the Secret and found `claimed` in it. The deletion of a request may have been missed, by a restart
-/// for instance, so that whoever finds an answer asks the API server; that is rare, and costs one list of the requests
-/// of the namespace.
+/// Removes the answer from the Secret of a key if its KeyReveal no longer exists. Returns whether it was removed. The
+/// caller has found an answer in the Secret. This covers deletions without an event, such as those before a
+/// restart. It is rare, and costs one list of the KeyReveals of the namespace.
 ///
 /// # Errors
-/// If the API server can't be asked or refuses.
-pub async fn clear(client: &Client, namespace: &str, key: &ApiKey, held: &Held) -> Result<bool, RequestError> {
-    let claim = held.record.sealed.as_ref().and_then(|sealed: &Sealed| sealed.claim.as_ref());
-    // An answer without a request that could take it serves nobody.
+/// If the API server rejects a request or can't be reached.
+pub async fn remove_if_orphaned(
+    client: &Client,
+    namespace: &str,
+    key: &ApiKey,
+    secret: &OwnedSecret,
+) -> Result<bool, RequestError> {
+    let claim = secret.record.sealed.as_ref().and_then(|sealed: &Sealed| sealed.claim.as_ref());
+    // No KeyReveal can receive an answer without a claim.
     let uid = claim.map(|claim| claim.uid.as_str()).unwrap_or_default();
     if !uid.is_empty() && exists(client, namespace, uid).await? {
         return Ok(false);
     }
-    let cleared = act::clear(client, namespace, key, held).await?;
-    if cleared {
-        tracing::info!(namespace, name = key.name_any(), "an answer whose request is gone was removed from its Secret");
+    let removed = act::remove_answer(client, namespace, key, secret).await?;
+    if removed {
+        tracing::info!(namespace, name = key.name_any(), "removed the answer of a deleted KeyReveal from the Secret");
     }
-    Ok(cleared)
+    Ok(removed)
 }
 
-/// Whether a request exists. A list without a version is as of now, and a uid never comes back: what is absent here is
-/// gone for good.
+/// Whether a KeyReveal exists. A list without a resourceVersion is consistent, and a uid is never used again: a
+/// KeyReveal that is absent here never exists later.
 async fn exists(client: &Client, namespace: &str, uid: &str) -> Result<bool, RequestError> {
     const PAGE: u32 = 500;
     let reveals: Api<KeyReveal> = Api::namespaced(client.clone(), namespace);

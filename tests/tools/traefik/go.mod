@@ -1,4 +1,4 @@
-// How this was made, with VERSION for the version of Traefik and LEGO for the file providers/dns/zz_gen_dns_providers.go of lego:
+// Commands that created this file; VERSION is the version of Traefik, LEGO the path of lego's providers/dns/zz_gen_dns_providers.go:
 // echo "{\"Replace\": {\"LEGO\": \"$PWD/absent/dns.go\"}}" >overlay.json
 // GODEBUG=goindex=0 go get -overlay overlay.json -tool github.com/traefik/traefik/v3/cmd/traefik@VERSION
 module keywright.dev/tools/traefik

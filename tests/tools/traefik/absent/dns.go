@@ -1,5 +1,4 @@
-// Package dns stands for the clients of all DNS providers that Traefik could ask for certificates: two hundred modules,
-// none of which a test needs.
+// Package dns replaces the ACME clients of two hundred DNS providers, which no test needs.
 package dns
 
 import (

@@ -1,12 +1,12 @@
--- The health of an ApiKey, from its conditions: Ready is always there, Reconciling and Stalled only while true.
+-- The health of an ApiKey, from its conditions. Ready is always present; Reconciling and Stalled only while true.
 
 local health = {}
 local status = obj.status or {}
 
--- What is said of an older spec is no news of this one.
+-- Conditions of an older generation do not describe this spec.
 if status.observedGeneration == nil or status.observedGeneration ~= obj.metadata.generation then
   health.status = "Progressing"
-  health.message = "Waiting for Keywright to see this spec"
+  health.message = "Waiting for Keywright to observe this spec"
   return health
 end
 
@@ -17,12 +17,11 @@ end
 local ready, stalled = conditions["Ready"], conditions["Stalled"]
 
 if stalled ~= nil and stalled.status == "True" then
-  -- Nothing gets better by waiting: rejected, expired, or without its Secret.
+  -- The key is rejected, expired or without its Secret, and waiting does not resolve this.
   health.status = "Degraded"
   health.message = stalled.message
 elseif ready ~= nil and ready.status == "True" then
-  -- Also if inactive: that is what the spec asks for. "Suspended" would hold up all later sync waves until somebody
-  -- activates the key.
+  -- Also if inactive, as the spec requests. "Suspended" would block all later sync waves until the key is activated.
   health.status = "Healthy"
   health.message = ready.message
 else

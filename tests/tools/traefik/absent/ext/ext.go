@@ -1,5 +1,5 @@
-// Package ext is where others than Traefik's authors add fields to its configuration. Traefik has it in a folder of its own
-// repository, and imports it by the name of a module that was never published. Here, too, nobody adds anything.
+// Package ext replaces the module for extensions of Traefik's configuration, which is a folder of Traefik's repository
+// and is not published. It defines no extensions.
 package ext
 
 // HTTP is a part of the dynamic configuration of HTTP.

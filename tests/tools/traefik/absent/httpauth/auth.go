@@ -1,39 +1,39 @@
-// Package auth stands for the module by which Traefik checks user names and passwords, of which Traefik uses a copy of its own.
-// No test has passwords: here, all are wrong.
+// Package auth replaces the module that checks user names and passwords in Traefik. No test uses passwords, so all are
+// rejected.
 package auth
 
 import "net/http"
 
-// CheckSecret tells whether a password is right.
+// CheckSecret returns false: every password is wrong.
 func CheckSecret(password, secret string) bool { return false }
 
-// BasicAuth asks for a password.
+// BasicAuth is basic authentication.
 type BasicAuth struct {
 	Realm   string
 	Secrets func(user, realm string) string
 }
 
-// RequireAuth refuses.
-func (*BasicAuth) RequireAuth(w http.ResponseWriter, _ *http.Request) { refuse(w) }
+// RequireAuth responds with 401.
+func (*BasicAuth) RequireAuth(w http.ResponseWriter, _ *http.Request) { reject(w) }
 
-// DigestAuth asks for a password's digest.
+// DigestAuth is digest authentication.
 type DigestAuth struct{}
 
-// NewDigestAuthenticator makes one that knows nobody.
+// NewDigestAuthenticator returns an authenticator without users.
 func NewDigestAuthenticator(string, func(user, realm string) string) *DigestAuth {
 	return &DigestAuth{}
 }
 
-// CheckAuth knows nobody.
+// CheckAuth finds no user.
 func (*DigestAuth) CheckAuth(*http.Request) (string, *string) { return "", nil }
 
-// RequireAuth refuses.
-func (*DigestAuth) RequireAuth(w http.ResponseWriter, _ *http.Request) { refuse(w) }
+// RequireAuth responds with 401.
+func (*DigestAuth) RequireAuth(w http.ResponseWriter, _ *http.Request) { reject(w) }
 
-// RequireAuthStale refuses.
-func (*DigestAuth) RequireAuthStale(w http.ResponseWriter, _ *http.Request) { refuse(w) }
+// RequireAuthStale responds with 401.
+func (*DigestAuth) RequireAuthStale(w http.ResponseWriter, _ *http.Request) { reject(w) }
 
-// DigestAuthParams reads nothing.
+// DigestAuthParams returns nil.
 func DigestAuthParams(string) map[string]string { return nil }
 
-func refuse(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) }
+func reject(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) }
