@@ -13,7 +13,7 @@ mod rules;
 pub mod secrets;
 pub mod self_check;
 
-use std::{collections::BTreeSet, future::ready, sync::Arc, time::Instant};
+use std::{borrow::Cow, collections::BTreeSet, future::ready, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
@@ -92,39 +92,45 @@ pub fn router(context: AdmissionContext) -> Router {
 
 /// The part of a review for spans and logs, and for the choice of the rules.
 #[derive(Deserialize)]
-struct ReviewSummary {
-    request: RequestSummary,
+struct ReviewSummary<'a> {
+    #[serde(borrow)]
+    request: RequestSummary<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RequestSummary {
-    uid: String,
-    kind: KindSummary,
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    name: String,
-    operation: String,
+struct RequestSummary<'a> {
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
+    #[serde(borrow)]
+    kind: KindSummary<'a>,
+    #[serde(borrow, default)]
+    namespace: Cow<'a, str>,
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    operation: Cow<'a, str>,
     #[serde(default)]
     dry_run: bool,
-    user_info: UserSummary,
+    #[serde(borrow)]
+    user_info: UserSummary<'a>,
 }
 
 #[derive(Deserialize)]
-struct KindSummary {
-    kind: String,
+struct KindSummary<'a> {
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
-struct UserSummary {
-    #[serde(default)]
-    username: String,
+struct UserSummary<'a> {
+    #[serde(borrow, default)]
+    username: Cow<'a, str>,
 }
 
 async fn validate(State(context): State<AdmissionContext>, headers: HeaderMap, body: Bytes) -> Response {
     let started = Instant::now();
-    let summary = serde_json::from_slice::<ReviewSummary>(&body).map(|review| review.request);
+    let summary = serde_json::from_slice::<ReviewSummary<'_>>(&body).map(|review| review.request);
     let summary = summary.as_ref().ok();
     let span = span(summary, &headers);
     let (kind, answer) = decide(&context, summary, &body).instrument(span.clone()).await;
@@ -147,10 +153,10 @@ async fn validate(State(context): State<AdmissionContext>, headers: HeaderMap, b
 /// Applies the rules of the kind.
 async fn decide(
     context: &AdmissionContext,
-    summary: Option<&RequestSummary>,
+    summary: Option<&RequestSummary<'_>>,
     body: &[u8],
 ) -> (AdmissionKind, ReviewAnswer) {
-    match summary.map(|summary| summary.kind.kind.as_str()) {
+    match summary.map(|summary| &*summary.kind.kind) {
         Some("ApiKey") => (AdmissionKind::ApiKey, api_key(context, body).await),
         Some("AccessPolicy") => (AdmissionKind::AccessPolicy, access_policy(context, body).await),
         Some("SecuritySettings") => (AdmissionKind::SecuritySettings, security_settings(context, body).await),
@@ -161,15 +167,15 @@ async fn decide(
 }
 
 /// The span of a request. The API server sends its own span if its tracing is enabled (KEP-647).
-fn span(summary: Option<&RequestSummary>, headers: &HeaderMap) -> Span {
+fn span(summary: Option<&RequestSummary<'_>>, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         target: traces::TARGET,
         "admission",
-        k8s.object.kind = summary.map(|request| request.kind.kind.as_str()),
+        k8s.object.kind = summary.map(|request| &*request.kind.kind),
         k8s.namespace.name = summary.map(|request| redact(&request.namespace)).as_deref(),
         k8s.object.name = summary.map(|request| redact(&request.name)).as_deref(),
-        keywright.request.uid = summary.map(|request| request.uid.as_str()),
-        keywright.operation = summary.map(|request| request.operation.as_str()),
+        keywright.request.uid = summary.map(|request| &*request.uid),
+        keywright.operation = summary.map(|request| &*request.operation),
         keywright.allowed = tracing::field::Empty,
     );
     if !span.is_disabled() {
@@ -180,7 +186,7 @@ fn span(summary: Option<&RequestSummary>, headers: &HeaderMap) -> Span {
 
 /// Logs the rules and the fields of a denial, but neither the messages nor other parts of the object. Names are
 /// redacted, since they may contain pasted values.
-fn log_denial(context: &AdmissionContext, request: &RequestSummary, decision: &AdmissionDecision) {
+fn log_denial(context: &AdmissionContext, request: &RequestSummary<'_>, decision: &AdmissionDecision) {
     /// Users can send any number of requests that are denied.
     const PER_SECOND: u32 = 20;
     static LIMIT: RateLimit = RateLimit::new(PER_SECOND);
@@ -191,11 +197,11 @@ fn log_denial(context: &AdmissionContext, request: &RequestSummary, decision: &A
     let reasons: BTreeSet<_> = decision.problems.iter().map(|problem| problem.reason).collect();
     let fields: BTreeSet<_> = decision.problems.iter().take(MAX_SHOWN).map(|problem| redact(&problem.field)).collect();
     tracing::info!(
-        kind = request.kind.kind,
-        operation = request.operation,
+        kind = &*request.kind.kind,
+        operation = &*request.operation,
         namespace = %redact(&request.namespace),
         name = %redact(&request.name),
-        uid = request.uid,
+        uid = &*request.uid,
         user = %redact(&request.user_info.username),
         dry_run = request.dry_run,
         reasons = Vec::from_iter(reasons).join(","),

@@ -18,12 +18,8 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         ServerCommand::ClusterRoles { catalog } => print_cluster_roles(&catalog),
         ServerCommand::Crds { directory } => crds(directory.as_deref()),
-        ServerCommand::Operator(args) => {
-            serve(&args.telemetry.clone(), "keywright-operator", async { operator::run(*args).await })
-        }
-        ServerCommand::Verifier(args) => {
-            serve(&args.telemetry.clone(), "keywright-verifier", async { verifier::run(*args).await })
-        }
+        ServerCommand::Operator(args) => serve(&args.telemetry.clone(), "keywright-operator", operator::run(*args)),
+        ServerCommand::Verifier(args) => serve(&args.telemetry.clone(), "keywright-verifier", verifier::run(*args)),
     };
     result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "keywright: {error}");

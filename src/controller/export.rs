@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -45,19 +45,17 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The interval between two checks for changes by another writer.
 const CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Keeps the export equal to the state of the keys while this replica leads, until shutdown. `changed` signals a change
+/// Keeps the export equal to the state of the keys until shutdown. Call it while this replica leads. `changed` signals a change
 /// of a key.
 pub async fn run(
     mut exporter: DigestExporter,
     keys: Store<ApiKey>,
     clock: Clock,
-    mut leader: watch::Receiver<bool>,
     changed: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
     // An export before the first complete list would omit keys.
-    let ready = async { leader.wait_for(|leads| *leads).await.is_ok() && keys.wait_until_ready().await.is_ok() };
-    if shutdown.run_until_cancelled(ready).await != Some(true) {
+    if shutdown.run_until_cancelled(keys.wait_until_ready()).await.is_none_or(|ready| ready.is_err()) {
         return;
     }
     let mut checks = interval(CHECK_INTERVAL);

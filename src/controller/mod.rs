@@ -12,14 +12,16 @@ pub mod key_reveal;
 pub mod permission_catalog;
 mod refusal;
 
+use std::fmt::Debug;
+
 use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use kube::{
-    Resource, ResourceExt,
+    Api, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     core::Status,
     runtime::reflector::{ObjectRef, Store},
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use self::refusal::RefusalKind;
@@ -128,6 +130,24 @@ fn test(path: &[&str], value: Value) -> PatchOperation {
 /// An operation of a JSON patch (RFC 6902) that sets `path` to this value.
 fn add(path: &[&str], value: Value) -> PatchOperation {
     PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
+}
+
+/// Writes the status by a JSON patch (RFC 6902). Returns false if a test of the patch fails, or the object does not exist.
+async fn patch_status_if<K>(api: &Api<K>, name: &str, operations: Vec<PatchOperation>) -> Result<bool, RequestError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
+    match request("update status", api.patch_status(name, &patch_params(), &patch)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The namespace and the name of an object alone: a queue keeps a reference for each object.
+pub(crate) fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRef<K> {
+    ObjectRef::new(&object.name_any()).within(object.meta().namespace.as_deref().unwrap_or_default())
 }
 
 /// Whether the store still has this object, compared by uid. Failures of a deleted object are not recorded, since no

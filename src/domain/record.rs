@@ -100,8 +100,7 @@ impl Subject {
     /// Whether both name the same namespace, Secret and ApiKey.
     #[must_use]
     pub fn has_names_of(&self, other: &Self) -> bool {
-        let names = |subject: &Self| (subject.namespace.clone(), subject.secret.clone(), subject.api_key.clone());
-        names(self) == names(other)
+        self.namespace == other.namespace && self.secret == other.secret && self.api_key == other.api_key
     }
 
     /// Whether both are equal except for the uid, which a restore changes.

@@ -4,17 +4,15 @@
 //! load and is never created. Attributes follow the semantic conventions of OpenTelemetry where those have a name. No
 //! attribute holds the value of a key.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{fmt, time::Duration};
 
 use opentelemetry::{
     Context,
-    propagation::{Extractor, TextMapPropagator},
-    trace::TracerProvider as _,
+    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider as _},
 };
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
-    propagation::TraceContextPropagator,
     trace::{SdkTracer, SdkTracerProvider},
 };
 use tracing::Span;
@@ -79,26 +77,50 @@ pub enum OtlpError {
     Endpoint(#[from] ExporterBuildError),
 }
 
-/// Makes `span` a child of the span of the caller, by the header `traceparent` of W3C Trace Context. A header that
-/// can't be parsed is ignored.
-pub fn continue_trace(span: &Span, traceparent: Option<&[u8]>) {
-    static PROPAGATOR: OnceLock<TraceContextPropagator> = OnceLock::new();
-    let Some(text) = traceparent.and_then(|header| std::str::from_utf8(header).ok()) else { return };
-    let parent =
-        PROPAGATOR.get_or_init(TraceContextPropagator::new).extract_with_context(&Context::new(), &Header(text));
-    // It fails only if the subscriber exports no spans.
-    let _ = span.set_parent(parent);
+/// The header `traceparent` of a request (W3C Trace Context, section 3.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TraceParent<'a> {
+    /// The id of the trace, 32 hex digits.
+    pub trace_id: &'a str,
+    /// The id of the span of the caller, 16 hex digits.
+    pub span_id: &'a str,
+    sampled: bool,
 }
 
-/// The header `traceparent` of a request.
-struct Header<'a>(&'a str);
+impl fmt::Debug for TraceParent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.trace_id, self.span_id)
+    }
+}
 
-impl Extractor for Header<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        (key == "traceparent").then_some(self.0)
+impl<'a> TraceParent<'a> {
+    /// Parses the header. A client may send any bytes, so only the valid form is accepted.
+    #[must_use]
+    pub fn parse(header: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(header).ok()?;
+        let mut parts = text.split('-');
+        let mut hex = |len: usize| {
+            let part = parts.next()?;
+            let is_valid = part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'));
+            is_valid.then_some(part)
+        };
+        let (version, trace_id, span_id, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let is_zero = |id: &str| id.bytes().all(|b| b == b'0');
+        let sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
+        (version != "ff" && !is_zero(trace_id) && !is_zero(span_id)).then_some(Self { trace_id, span_id, sampled })
     }
 
-    fn keys(&self) -> Vec<&str> {
-        vec!["traceparent"]
+    fn span_context(self) -> Option<SpanContext> {
+        let (trace_id, span_id) = (TraceId::from_hex(self.trace_id).ok()?, SpanId::from_hex(self.span_id).ok()?);
+        let flags = if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
+        Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
+    }
+}
+
+/// Makes `span` a child of the span of the caller. A header that can't be parsed is ignored.
+pub fn continue_trace(span: &Span, traceparent: Option<&[u8]>) {
+    if let Some(caller) = traceparent.and_then(TraceParent::parse).and_then(TraceParent::span_context) {
+        // It fails only if the subscriber exports no spans.
+        let _ = span.set_parent(Context::new().with_remote_span_context(caller));
     }
 }

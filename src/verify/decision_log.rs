@@ -1,17 +1,14 @@
 //! Metrics and logs of decisions: every decision is counted, and some are logged. Neither contains a value, a path or a
 //! query.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 
 use super::decision::{KeyIdentity, Refusal};
 use crate::{
     domain::verification::Reason,
-    telemetry::{histogram::DurationHistogram, rate_limit::RateLimit},
+    telemetry::{histogram::DurationHistogram, rate_limit::RateLimit, traces::TraceParent},
 };
 
 /// The interface that a request came through.
@@ -104,7 +101,7 @@ impl DecisionLog {
             Err(_) => self.refused.allows(now),
         };
         if logged {
-            log(front_end, verdict, Trace::parse(traceparent().unwrap_or_default()));
+            log(front_end, verdict, TraceParent::parse(traceparent().unwrap_or_default()));
         }
     }
 
@@ -130,7 +127,7 @@ impl DecisionLog {
     }
 }
 
-fn log(front_end: FrontEnd, verdict: &Result<KeyIdentity, Refusal>, trace: Option<Trace<'_>>) {
+fn log(front_end: FrontEnd, verdict: &Result<KeyIdentity, Refusal>, trace: Option<TraceParent<'_>>) {
     let (trace_id, span_id) = trace.map(|trace| (trace.trace_id, trace.span_id)).unzip();
     let front_end = front_end.name();
     match verdict {
@@ -162,42 +159,13 @@ fn log(front_end: FrontEnd, verdict: &Result<KeyIdentity, Refusal>, trace: Optio
     }
 }
 
-/// The trace context of a request (W3C Trace Context, section 3.2), which links a log line to its trace.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Trace<'a> {
-    trace_id: &'a str,
-    span_id: &'a str,
-}
-
-impl fmt::Debug for Trace<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.trace_id, self.span_id)
-    }
-}
-
-impl<'a> Trace<'a> {
-    /// Parses a `traceparent` header. A client may send any bytes, so only the valid form is logged.
-    fn parse(header: &'a [u8]) -> Option<Self> {
-        let text = std::str::from_utf8(header).ok()?;
-        let mut parts = text.split('-');
-        let mut hex = |len: usize| {
-            let part = parts.next()?;
-            let is_valid = part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'));
-            is_valid.then_some(part)
-        };
-        let (version, trace_id, span_id, _) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
-        let is_zero = |id: &str| id.bytes().all(|b| b == b'0');
-        (version != "ff" && !is_zero(trace_id) && !is_zero(span_id)).then_some(Self { trace_id, span_id })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_a_valid_trace_context_is_logged() {
-        let trace = |text: &str| Trace::parse(text.as_bytes()).map(|trace| format!("{trace:?}"));
+        let trace = |text: &str| TraceParent::parse(text.as_bytes()).map(|trace| format!("{trace:?}"));
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(trace(good).unwrap(), "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331");
         for bad in [

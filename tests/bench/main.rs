@@ -52,7 +52,7 @@ use kube::{
 };
 use rand::rngs::SysRng;
 use serde_json::json;
-use support::{ControlPlane, Operator, Options, Proxy, Release, operator::NAMESPACE, output, retry};
+use support::{ControlPlane, Operator, Options, Proxy, Release, operator::NAMESPACE, retry};
 
 /// The number of keys that are processed at a time: the chart's default.
 const CONCURRENCY: usize = 16;
@@ -112,8 +112,7 @@ impl<'a> Bench<'a> {
     async fn new(plane: &'a ControlPlane, release: &'a Release) -> Result<Self> {
         let operator = Operator::start(plane, release, Options::default()).await?;
         operator.wait_ready().await?;
-        let accepted = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-        retry("the catalog is accepted", support::TIMEOUT, async || output(plane.kubectl().args(accepted))).await?;
+        support::wait_for_catalog(plane, support::TIMEOUT).await?;
         operator.terminate().await?;
         let admin = plane.client().await?;
         let role: ClusterRole = serde_json::from_value(json!({

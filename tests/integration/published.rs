@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::keys::{find_value, sha256, value_of};
 use crate::support::operator::NAMESPACE;
+use crate::support::wait_for_catalog;
 use crate::support::{ControlPlane, Operator, Options, Release, TIMEOUT, eventually, namespace, output, plane};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -49,8 +50,7 @@ async fn fixture() -> &'static Fixture {
         let args = vec!["--webhook-cert-validity=30s".to_owned()];
         let operator = Operator::start(plane, &release, Options { args, ..Options::default() }).await?;
         operator.wait_ready().await?;
-        let catalog = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=60s"];
-        eventually("the catalog is accepted", TIMEOUT, async || output(plane.kubectl().args(catalog))).await;
+        wait_for_catalog(plane, TIMEOUT).await?;
         Ok::<_, anyhow::Error>(Fixture { plane, _operator: operator })
     };
     FIXTURE.get_or_init(async || start().await.unwrap_or_else(|error| panic!("{error:#}"))).await

@@ -1,6 +1,7 @@
 //! Shared code of the integration tests: a real control plane, the chart, the real binaries. Nothing is mocked.
 //!
 //! - [`control_plane`]: etcd, kube-apiserver and kube-controller-manager on free ports of the loopback address
+//! - [`exclusive`]: a control plane for one test at a time, with or without its only operator
 //! - [`operator`]: the chart, installed with helm, and the operator, run as its Deployment says
 //! - [`proxy`]: a proxy between an operator and the apiserver that records requests and injects faults
 //! - [`keys`]: the versions of ApiKeys and Secrets as an administrator's watch receives them
@@ -18,6 +19,7 @@
 
 pub mod collector;
 pub mod control_plane;
+pub mod exclusive;
 pub mod gateways;
 pub mod guardian;
 pub mod keys;
@@ -104,10 +106,15 @@ pub async fn install(plane: &ControlPlane) -> Result<(Release, Operator)> {
     let release = Release::install(plane, &[]).await?;
     let operator = Operator::start(plane, &release, Options::default()).await?;
     operator.wait_ready().await?;
-    let catalog = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-    let accepted = retry("the catalog is accepted", TIMEOUT, async || output(plane.kubectl().args(catalog)));
-    accepted.await.with_context(|| format!("the operator's log:\n{}", operator.log()))?;
+    let accepted = wait_for_catalog(plane, TIMEOUT).await;
+    accepted.with_context(|| format!("the operator's log:\n{}", operator.log()))?;
     Ok((release, operator))
+}
+
+/// Waits until the catalog of the chart, which the operator installs, is accepted.
+pub async fn wait_for_catalog(plane: &ControlPlane, timeout: Duration) -> Result<()> {
+    let wait = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
+    retry("the catalog is accepted", timeout, async || output(plane.kubectl().args(wait))).await.map(drop)
 }
 
 /// The Kubernetes version that `KEYWRIGHT_TEST_KUBERNETES` names (tool set `tests/tools/kubernetes-...`); by default

@@ -209,6 +209,7 @@ impl<'a> Gathered<'a> {
 }
 
 /// The result of observing and acting.
+#[derive(Default)]
 struct Outcome {
     /// The state of the Secret after the step.
     secret: Observed,
@@ -220,12 +221,6 @@ struct Outcome {
     import: Option<Obstacle>,
     /// The failed request, with the reason of the condition.
     error: Option<(&'static str, RequestError)>,
-}
-
-impl Default for Outcome {
-    fn default() -> Self {
-        Self { secret: Observed::NotRead, claimed: false, minted: false, import: None, error: None }
-    }
 }
 
 /// Reads the Secret if necessary, decides on a step and carries it out. Repeats this at most [`MAX_ATTEMPTS`] times

@@ -1,12 +1,12 @@
 //! Writes the status of an ApiKey and publishes its Events.
 
-use kube::{Api, ResourceExt, api::Patch, core::Status};
+use kube::{Api, ResourceExt, core::Status};
 use serde_json::json;
 
 use super::ApiKeyContext;
 use crate::{
     api::{ApiKey, ApiKeyStatus},
-    controller::{RequestError, add, patch_params, request, status_patch, test},
+    controller::{RequestError, add, patch_params, patch_status_if, request, status_patch, test},
     domain::status,
 };
 
@@ -35,12 +35,7 @@ async fn override_conflict(key: &ApiKey, keys: &Api<ApiKey>, status: &ApiKeyStat
     let reveal = known.and_then(|(_, reveal)| reveal);
     operations.extend(reveal.map(|reveal| test(&["status", "reveal"], json!(reveal))));
     operations.push(add(&["status"], status));
-    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
-    match request("update status", keys.patch_status(&name, &patch_params(), &patch)).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
-        Err(error) => Err(error),
-    }
+    patch_status_if(keys, &name, operations).await
 }
 
 /// Writes the status and publishes Events if the status changed. Returns false if the object changed meanwhile.

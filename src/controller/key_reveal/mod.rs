@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, Preconditions},
+    api::{DeleteParams, Preconditions},
     core::Status,
     runtime::{
         applier,
@@ -37,7 +37,7 @@ use super::{
         observe::{self, FoundSecret},
     },
     backoff::Backoff,
-    patch_params, request, status_patch, still_exists, test,
+    patch_params, patch_status_if, reference, request, status_patch, still_exists, test,
 };
 use crate::{
     access::{self, ClusterReviewer},
@@ -145,9 +145,6 @@ pub async fn run(context: Arc<KeyRevealContext>, shutdown: CancellationToken) {
     let queued = events
         .scan(writer, move |writer, event| {
             let store = writer.as_reader();
-            let reference = |reveal: &KeyReveal| {
-                ObjectRef::new(&reveal.name_any()).within(reveal.metadata.namespace.as_deref().unwrap_or_default())
-            };
             // A new list contains no deletions. They are the difference to the objects before it.
             let before = if matches!(event, Event::InitDone) { store.state() } else { vec![] };
             writer.apply_watcher_event(&event);
@@ -160,7 +157,7 @@ pub async fn run(context: Arc<KeyRevealContext>, shutdown: CancellationToken) {
                         .iter()
                         .filter(|reveal| !live.contains(&reveal.metadata.uid.as_deref()))
                         .for_each(|r| forget(r));
-                    now.iter().map(|reveal| reference(reveal)).collect()
+                    now.iter().map(|reveal| reference(&**reveal)).collect()
                 }
                 Event::Delete(reveal) => {
                     forget(reveal);
@@ -473,12 +470,7 @@ async fn record_claim_in_status(
         test(&["status", "tokens"], json!(status.tokens)),
         add(&["status", "reveal"], json!(reveal)),
     ];
-    let patch: Patch<()> = Patch::Json(json_patch::Patch(operations));
-    match request("update status", keys.patch_status(&key.name_any(), &patch_params(), &patch)).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is(|s: &Status| s.is_conflict() || s.is_not_found() || s.is_invalid()) => Ok(false),
-        Err(error) => Err(error),
-    }
+    patch_status_if(&keys, &key.name_any(), operations).await
 }
 
 /// Removes the answer to a KeyReveal, which has received it or was deleted, from the Secret of the key.

@@ -21,9 +21,10 @@ use super::{
 use crate::api::{ApiKey, ApiKeySpec, ApiKeyStatus, RESTORED_BY_ANNOTATION, SecuritySettingsSpec, Token};
 
 /// The state of the Secret of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Observed {
     /// The Secret was not read, since the decision does not depend on it.
+    #[default]
     NotRead,
     /// The Secret does not exist.
     Missing,

@@ -399,13 +399,17 @@ fn check_presets(spec: &ApiKeySpec, catalog: &Catalog, hints: &mut usize, valida
                     "kubectl get permissioncatalogs -o yaml lists all presets",
                 ),
             };
-            let message = format!("Not found: {name:?}: no preset has this name: {hint}");
-            validation.problems.push(Problem::new(Rule::PresetNotFound, field(), name.to_ascii_lowercase(), message));
+            validation.problems.push(not_found(Rule::PresetNotFound, "preset", field(), name, &hint));
             continue;
         };
         check_preset(spec, catalog, preset, &field(), validation);
         push_unique(&mut validation.grants.presets, &preset.name);
     }
+}
+
+fn not_found(rule: Rule, kind: &str, field: String, name: &str, hint: &str) -> Problem {
+    let message = format!("Not found: {name:?}: no {kind} has this name: {hint}");
+    Problem::new(rule, field, name.to_ascii_lowercase(), message)
 }
 
 fn check_preset(spec: &ApiKeySpec, catalog: &Catalog, preset: &Preset, field: &str, validation: &mut Validation) {
@@ -460,13 +464,7 @@ fn check_permissions(spec: &ApiKeySpec, catalog: &Catalog, hints: &mut usize, va
                     "a permission is written resource:Action; kubectl get permissioncatalogs -o yaml lists all",
                 ),
             };
-            let message = format!("Not found: {name:?}: no permission has this name: {hint}");
-            validation.problems.push(Problem::new(
-                Rule::PermissionNotFound,
-                field(),
-                name.to_ascii_lowercase(),
-                message,
-            ));
+            validation.problems.push(not_found(Rule::PermissionNotFound, "permission", field(), name, &hint));
             continue;
         };
         if spec.key_type == KeyType::SendYourData && !permission.ingestion {

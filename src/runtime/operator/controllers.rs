@@ -18,9 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Queue, Shared, reference};
+use super::{Requeue, Shared};
 use crate::{
     api::{AccessPolicy, ApiKey, PermissionCatalog},
+    clock::Clock,
     controller::{
         access_policy,
         api_key::{self, ApiKeyContext},
@@ -45,11 +46,11 @@ pub(super) fn start(
 ) {
     let Shared { args, context, changes, .. } = shared;
     let lead = || Lead { leader: shared.leader.clone(), shutdown: shared.shutdown.clone() };
-    let queue = shared.queue.clone();
+    let requeue = shared.requeue.clone();
     let reveals = KeyRevealContext {
         keys: Arc::clone(context),
         backoff: Arc::clone(&shared.reveal_backoff),
-        requeue: Box::new(move |namespace, name| drop(queue.send(ObjectRef::new(name).within(namespace)))),
+        requeue: Box::new(move |namespace, name| requeue.keys([ObjectRef::new(name).within(namespace)])),
         ttl: args.reveal_ttl.try_into().unwrap_or(SignedDuration::MAX),
     };
     leading.spawn("the controller of KeyReveals", answer_reveals(Arc::new(reveals), lead()));
@@ -57,10 +58,9 @@ pub(super) fn start(
         let client = context.client.clone();
         let exporter = DigestExporter::new(client, args.export_kind, &to.namespace, &to.name, &args.pod_name);
         let (keys, clock, changed) = (context.keys.clone(), context.clock.clone(), Arc::clone(&changes.keys));
-        let (leader, shutdown) = (shared.leader.clone(), shared.shutdown.clone());
-        leading.spawn("the export of digests", export::run(exporter, keys, clock, leader, changed, shutdown));
+        leading.spawn("the export of digests", export_digests(exporter, keys, clock, changed, lead()));
     }
-    let queue = (shared.queue.clone(), queued);
+    let queue = (shared.requeue.clone(), queued);
     leading.spawn("the controller of ApiKeys", reconcile_keys(Arc::clone(context), queue, args.concurrency, lead()));
     leading.spawn(
         "the controller of AccessPolicies",
@@ -103,10 +103,23 @@ async fn answer_reveals(context: Arc<KeyRevealContext>, mut lead: Lead) {
     }
 }
 
+/// Exports the digests of the values that work.
+async fn export_digests(
+    exporter: DigestExporter,
+    keys: Store<ApiKey>,
+    clock: Clock,
+    changed: Arc<Notify>,
+    mut lead: Lead,
+) {
+    if lead.begins().await {
+        export::run(exporter, keys, clock, changed, lead.shutdown).await;
+    }
+}
+
 /// Reconciles ApiKeys. Reconciliations in flight are finished at shutdown.
 async fn reconcile_keys(
     context: Arc<ApiKeyContext>,
-    (queue, queued): (Queue, mpsc::UnboundedReceiver<ObjectRef<ApiKey>>),
+    (requeue, queued): (Requeue, mpsc::UnboundedReceiver<ObjectRef<ApiKey>>),
     concurrency: u16,
     mut lead: Lead,
 ) {
@@ -119,7 +132,7 @@ async fn reconcile_keys(
         return;
     }
     let keys = context.keys.clone();
-    let _ = keys.state().iter().try_for_each(|key| queue.send(reference(key)));
+    requeue.all(&keys);
     let requests = stream::unfold(queued, |mut queued| async move {
         queued.recv().await.map(|key| (Ok::<_, Infallible>(ReconcileRequest::from(key)), queued))
     })

@@ -40,7 +40,7 @@ use crate::{
         api_key::{self, SecretChecks},
         backoff::Backoff,
         events::Events,
-        permission_catalog,
+        permission_catalog, reference,
     },
     sealing::SealingKeyStore,
     telemetry::metrics::Metrics,
@@ -106,8 +106,8 @@ struct Shared {
     reveal_backoff: Arc<Backoff>,
     /// Whether this replica leads.
     leader: watch::Receiver<bool>,
-    /// The ApiKeys to reconcile. Filled on the replica that leads.
-    queue: Queue,
+    /// Queues ApiKeys for reconciliation.
+    requeue: Requeue,
     changes: Changes,
     shutdown: CancellationToken,
 }
@@ -147,11 +147,8 @@ impl Shared {
             sealing,
         });
         let (changes, shutdown) = (Changes::default(), CancellationToken::new());
-        (Self { args, context, reveal_backoff, leader, queue, changes, shutdown }, publish_events)
-    }
-
-    fn requeue(&self) -> Requeue {
-        Requeue { queue: self.queue.clone(), leader: self.leader.clone() }
+        let requeue = Requeue { queue, leader: leader.clone() };
+        (Self { args, context, reveal_backoff, leader, requeue, changes, shutdown }, publish_events)
     }
 }
 
@@ -173,13 +170,8 @@ impl Requeue {
 
     /// Queues every ApiKey of a store if this replica leads.
     fn all(&self, keys: &Store<ApiKey>) {
-        self.keys(keys.state().iter().map(|key| reference(key)));
+        self.keys(keys.state().iter().map(|key| reference(&**key)));
     }
-}
-
-/// A reference with namespace and name only, since the queue keeps a reference for each ApiKey.
-fn reference(key: &ApiKey) -> ObjectRef<ApiKey> {
-    ObjectRef::new(&key.name_any()).within(key.metadata.namespace.as_deref().unwrap_or_default())
 }
 
 /// Runs until SIGTERM or SIGINT, or until leadership is lost.
@@ -259,7 +251,7 @@ fn spawn_secret_notices(shared: &Shared, serving: &mut Serving, lease: &LeaseCon
         bundle: serving.readiness.bundle.clone(),
         server_name: serving.readiness.server_name.clone(),
     };
-    let (context, requeue) = (Arc::clone(&shared.context), shared.requeue());
+    let (context, requeue) = (Arc::clone(&shared.context), shared.requeue.clone());
     let check = move |notice: &admission::secrets::SecretNotice| {
         for name in context.index.claimants(&notice.namespace, &notice.secret) {
             let reference = ObjectRef::new(&name).within(&notice.namespace);

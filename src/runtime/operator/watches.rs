@@ -12,10 +12,13 @@ use kube::{
 };
 use tokio::sync::Notify;
 
-use super::{Changes, Requeue, Shared, reference};
+use super::{Changes, Requeue, Shared};
 use crate::{
     api::{AccessPolicy, ApiKey, PermissionCatalog, SecuritySettings},
-    controller::api_key::{self, ApiKeyContext},
+    controller::{
+        api_key::{self, ApiKeyContext},
+        reference,
+    },
     domain::export::is_same,
     index::watch,
     runtime::supervisor::Supervisor,
@@ -29,10 +32,13 @@ pub(super) fn start(shared: &Shared, keys: Writer<ApiKey>, tasks: &mut Superviso
     let policies = writer.as_reader();
     let policies_changed = Arc::clone(&changes.policies);
     let catalogs_changed = Arc::clone(&changes.catalogs);
-    tasks.spawn("the watch of ApiKeys", watch_keys(context(), keys, shared.requeue(), changes));
-    tasks.spawn("the watch of AccessPolicies", watch_policies(context(), writer, shared.requeue(), policies_changed));
-    tasks.spawn("the watch of SecuritySettings", watch_settings(context(), shared.requeue()));
-    tasks.spawn("the watch of PermissionCatalogs", watch_catalogs(context(), shared.requeue(), catalogs_changed));
+    tasks.spawn("the watch of ApiKeys", watch_keys(context(), keys, shared.requeue.clone(), changes));
+    tasks.spawn(
+        "the watch of AccessPolicies",
+        watch_policies(context(), writer, shared.requeue.clone(), policies_changed),
+    );
+    tasks.spawn("the watch of SecuritySettings", watch_settings(context(), shared.requeue.clone()));
+    tasks.spawn("the watch of PermissionCatalogs", watch_catalogs(context(), shared.requeue.clone(), catalogs_changed));
     policies
 }
 
@@ -119,7 +125,7 @@ async fn watch_settings(context: Arc<ApiKeyContext>, requeue: Requeue) {
         if !changed.is_empty() {
             let keys = context.keys.state();
             let affected = |key: &&Arc<ApiKey>| key.namespace().is_some_and(|namespace| changed.contains(&namespace));
-            requeue.keys(keys.iter().filter(affected).map(|key| reference(key)));
+            requeue.keys(keys.iter().filter(affected).map(|key| reference(&**key)));
         }
     }
 }

@@ -7,17 +7,16 @@
 mod traces;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+use crate::support::exclusive::SoleOperator;
 use crate::support::keys::{
-    History, RECORD, apply, base64, condition, conditions, consistent, find_value, free_lease, metric, metric_sum,
-    settled, sha256, value_of,
+    History, RECORD, apply, base64, condition, conditions, consistent, find_value, metric, metric_sum, settled, sha256,
+    value_of,
 };
 use crate::support::proxy::{Planned, Record};
-use crate::support::{
-    ControlPlane, Fault, Operator, Options, Proxy, Release, eventually, namespace, output, plane, retry,
-};
+use crate::support::{Fault, eventually, namespace, output, plane, retry};
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use hyper::Method;
@@ -25,47 +24,30 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use keywright::api::ApiKey;
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
-use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::{MutexGuard, OnceCell};
 
 /// Longer than [`crate::support::TIMEOUT`], because faults cause backoff.
 const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// The control plane and its only operator, behind a proxy, for one test. Tests run one at a time, because a second
-/// operator would not get the lease.
-struct Fixture {
-    plane: &'static ControlPlane,
-    release: &'static Release,
-    client: Client,
-    proxy: Proxy,
-    args: Vec<String>,
-    operator: Arc<Mutex<Option<Arc<Operator>>>>,
-    _lock: MutexGuard<'static, ()>,
+/// The only operator, for one test.
+struct Fixture(SoleOperator);
+
+impl Deref for Fixture {
+    type Target = SoleOperator;
+
+    fn deref(&self) -> &SoleOperator {
+        &self.0
+    }
 }
 
 impl Fixture {
     async fn new(args: &[&str]) -> Self {
-        static LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        static RELEASE: OnceCell<Release> = OnceCell::const_new();
-        let lock = LOCK.lock().await;
-        let plane = plane().await;
-        let release = RELEASE.get_or_init(async || Release::install(plane, &[]).await.expect("the chart")).await;
-        let fixture = Self {
-            plane,
-            release,
-            client: plane.client().await.expect("a client"),
-            proxy: Proxy::start(plane).expect("a proxy"),
-            args: args.iter().map(ToString::to_string).collect(),
-            operator: Arc::default(),
-            _lock: lock,
-        };
+        let fixture = Self(SoleOperator::lock(args.iter().copied()).await);
         fixture.delete_namespaces().await;
         fixture.ensure_leader().await;
-        // The first operator installs the catalog. Without it, no key is admitted.
-        let accepted = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-        eventually("the catalog is accepted", TIMEOUT, async || output(plane.kubectl().args(accepted))).await;
+        fixture.wait_for_catalog().await;
         fixture
     }
 
@@ -87,44 +69,6 @@ impl Fixture {
             Ok(())
         })
         .await;
-    }
-
-    /// Starts the operator if it does not run, and waits until it leads and is ready.
-    async fn ensure_leader(&self) {
-        eventually("the operator leads", TIMEOUT, async || {
-            let running = self.operator.lock().unwrap().clone();
-            let operator = match running {
-                Some(operator) => operator,
-                None => self.start(Some(self.proxy.url())).await?,
-            };
-            operator.get("/readyz").await?;
-            ensure!(metric(&operator.metrics().await?, "keywright_leader") == Some(1.0), "the operator does not lead");
-            Ok(())
-        })
-        .await;
-    }
-
-    /// Frees the lease and starts the operator.
-    async fn start(&self, server: Option<&str>) -> Result<Arc<Operator>> {
-        free_lease(&self.client).await?;
-        let options = Options { server: server.map(str::to_owned), args: self.args.clone(), ..Options::default() };
-        let operator = Arc::new(Operator::start(self.plane, self.release, options).await?);
-        *self.operator.lock().unwrap() = Some(Arc::clone(&operator));
-        Ok(operator)
-    }
-
-    fn operator(&self) -> Arc<Operator> {
-        self.operator.lock().unwrap().clone().expect("an operator")
-    }
-
-    /// A function that kills the operator.
-    fn killer(&self) -> impl Fn() + Send + Sync + 'static {
-        let operator = Arc::clone(&self.operator);
-        move || {
-            if let Some(operator) = operator.lock().unwrap().take() {
-                operator.kill();
-            }
-        }
     }
 
     /// Waits until the running operator has reconciled every key.
@@ -547,7 +491,7 @@ async fn rejected_shipped_catalog_does_not_block_the_others() {
     std::fs::copy(shipped, folder.join("b.yaml")).unwrap();
     let catalogs: Api<keywright::api::PermissionCatalog> = Api::all(fixture.client.clone());
     catalogs.delete("coralogix", &DeleteParams::default()).await.unwrap();
-    fixture.args.push(format!("--catalog-dir={}", folder.display()));
+    fixture.0.args.push(format!("--catalog-dir={}", folder.display()));
     fixture.ensure_leader().await;
     eventually("the other catalog is accepted", TIMEOUT, async || {
         let conditions = catalogs.get("coralogix").await?.status.context("no status")?.conditions;

@@ -73,6 +73,6 @@ async fn reconciliations_admission_requests_and_checks_are_exported_as_spans_wit
     }
     assert!(find_value(&collector.log()).is_none(), "a span has something like a value");
     // The operator exports the last spans when it stops.
-    let operator = fixture.operator.lock().unwrap().clone().expect("an operator");
+    let operator = fixture.operator();
     assert!(operator.terminate().await.expect("it stops").success());
 }

@@ -125,9 +125,7 @@ async fn lease_state(cluster: &Cluster) -> (Option<String>, Option<i32>) {
 async fn the_leader_keeps_its_lease_under_a_flood_of_forged_reviews() {
     let cluster = Cluster::lock().await;
     let proxy = Proxy::start(cluster.plane).unwrap();
-    let operator = cluster.replica(1, &[], Some(&proxy)).await;
-    cluster.route(1).await;
-    eventually("the replica leads", TIMEOUT, async || leads(&operator).await).await;
+    let operator = cluster.leader(&[], Some(&proxy)).await;
     let namespace = namespace(&cluster.client).await;
     cluster.apply(&namespace, "before").await;
     let before = lease_state(&cluster).await;
@@ -289,9 +287,7 @@ async fn probes_are_answered_while_clients_hold_connections_open() {
 async fn the_leader_keeps_its_lease_if_the_api_server_takes_three_seconds_for_each_answer() {
     let cluster = Cluster::lock().await;
     let proxy = Proxy::start(cluster.plane).unwrap();
-    let operator = cluster.replica(1, &[], Some(&proxy)).await;
-    cluster.route(1).await;
-    eventually("the replica leads", TIMEOUT, async || leads(&operator).await).await;
+    let operator = cluster.leader(&[], Some(&proxy)).await;
     let before = lease_state(&cluster).await;
     // Except access reviews: admission waits for their answers, and only for three seconds.
     let slow = |request: &Record| !request.path.ends_with("reviews");
@@ -312,9 +308,7 @@ async fn the_leader_keeps_its_lease_if_the_api_server_takes_three_seconds_for_ea
 async fn reviews_complete_after_the_lease_is_lost() {
     let cluster = Cluster::lock().await;
     let proxy = Proxy::start(cluster.plane).unwrap();
-    let operator = cluster.replica(1, &["--access-cache-ttl=0s"], Some(&proxy)).await;
-    cluster.route(1).await;
-    eventually("the replica leads", TIMEOUT, async || leads(&operator).await).await;
+    let operator = cluster.leader(&["--access-cache-ttl=0s"], Some(&proxy)).await;
     let namespace = namespace(&cluster.client).await;
     eventually("admission works", TIMEOUT, async || Ok(cluster.try_key(&namespace, &["Alerts"]).await?)).await;
     let review = |request: &Record| request.path.ends_with("subjectaccessreviews");

@@ -7,15 +7,15 @@
 mod intake;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::exclusive::ExclusivePlane;
 use crate::support::keys::{History, apply, consistent, free_lease, metric, settled};
 use crate::support::operator::NAMESPACE;
 use crate::support::proxy::Record;
-use crate::support::{
-    ControlPlane, Fault, Operator, Options, Proxy, Release, TIMEOUT, eventually, namespace, output, plane,
-};
+use crate::support::{ControlPlane, Fault, Operator, Options, Proxy, Release, TIMEOUT, eventually, namespace, output};
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -27,29 +27,26 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::{MutexGuard, OnceCell};
 
 const CA_SECRET: &str = "keywright-webhook-ca";
 
-/// The control plane with the chart and without an operator, locked for one test at a time.
-struct Cluster {
-    plane: &'static ControlPlane,
-    release: &'static Release,
-    client: Client,
-    _lock: MutexGuard<'static, ()>,
+/// The control plane with the chart and without an operator, for one test.
+struct Cluster(ExclusivePlane);
+
+impl Deref for Cluster {
+    type Target = ExclusivePlane;
+
+    fn deref(&self) -> &ExclusivePlane {
+        &self.0
+    }
 }
 
 impl Cluster {
     async fn lock() -> Self {
-        static LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        static RELEASE: OnceCell<Release> = OnceCell::const_new();
-        let lock = LOCK.lock().await;
-        let plane = plane().await;
-        let release = RELEASE.get_or_init(async || Release::install(plane, &[]).await.expect("the chart")).await;
-        let client = plane.client().await.expect("a client");
+        let plane = ExclusivePlane::lock().await;
         // A test that killed its operators leaves the Lease behind.
-        free_lease(&client).await.expect("the lease is free");
-        Self { plane, release, client, _lock: lock }
+        free_lease(&plane.client).await.expect("the lease is free");
+        Self(plane)
     }
 
     /// Starts one replica, and waits until it is ready.
@@ -65,11 +62,17 @@ impl Cluster {
         operator
     }
 
-    /// Starts replica 1, which leads, then replica 2, which follows.
-    async fn pair(&self, args: &[&str]) -> (Operator, Operator) {
-        let first = self.replica(1, args, None).await;
+    /// Starts replica 1, routes webhook calls to it, and waits until it leads.
+    async fn leader(&self, args: &[&str], server: Option<&Proxy>) -> Operator {
+        let first = self.replica(1, args, server).await;
         self.route(1).await;
         eventually("replica 1 leads", TIMEOUT, async || leads(&first).await).await;
+        first
+    }
+
+    /// Starts replica 1, which leads, then replica 2, which follows.
+    async fn pair(&self, args: &[&str]) -> (Operator, Operator) {
+        let first = self.leader(args, None).await;
         let second = self.replica(2, args, None).await;
         (first, second)
     }
@@ -288,9 +291,7 @@ fn writes_after(proxy: &Proxy, since: Instant) -> Vec<Record> {
 async fn a_leader_whose_lease_was_taken_exits_and_writes_nothing_afterwards() {
     let cluster = Cluster::lock().await;
     let proxy = Proxy::start(cluster.plane).unwrap();
-    let first = cluster.replica(1, &[], Some(&proxy)).await;
-    cluster.route(1).await;
-    eventually("the replica leads", TIMEOUT, async || leads(&first).await).await;
+    let first = cluster.leader(&[], Some(&proxy)).await;
     let second = cluster.replica(2, &[], None).await;
     let namespace = namespace(&cluster.client).await;
 
@@ -562,9 +563,7 @@ async fn a_leader_that_cannot_renew_its_lease_exits_before_the_lease_expires() {
     for fault in [Fault::Reject(500), Fault::Delay(Duration::from_hours(1))] {
         let cluster = Cluster::lock().await;
         let proxy = Proxy::start(cluster.plane).unwrap();
-        let first = cluster.replica(1, &[], Some(&proxy)).await;
-        cluster.route(1).await;
-        eventually("the replica leads", TIMEOUT, async || leads(&first).await).await;
+        let first = cluster.leader(&[], Some(&proxy)).await;
         let second = cluster.replica(2, &[], None).await;
         let renewal = |request: &Record| request.method == Method::PUT && request.path.contains("/leases/");
         proxy.inject_times(1, usize::MAX, renewal, fault.clone());
@@ -611,9 +610,7 @@ async fn two_replacements_of_the_ca_fail_no_admission_even_if_others_observe_the
     let proxy = Proxy::start(cluster.plane).unwrap();
     let certificates =
         |r: &Record| r.is_watch() && (r.path.ends_with("/secrets") || r.path.ends_with("webhookconfigurations"));
-    let first = cluster.replica(1, &validity, None).await;
-    cluster.route(1).await;
-    eventually("replica 1 leads", TIMEOUT, async || leads(&first).await).await;
+    let first = cluster.leader(&validity, None).await;
     let second = cluster.replica(2, &validity, Some(&proxy)).await;
     proxy.inject_times(1, usize::MAX, certificates, Fault::Delay(Duration::from_hours(1)));
     proxy.cut_watches();

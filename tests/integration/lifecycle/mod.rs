@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::control_plane::output;
 use crate::support::keys::{condition, value_of};
+use crate::support::wait_for_catalog;
 use crate::support::{ControlPlane, Operator, Options, Proxy, Release, TIMEOUT, eventually, from_now, retry};
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
@@ -66,9 +67,8 @@ impl Cluster {
         let options = Options { server: Some(proxy.url().to_owned()), ..Options::default() };
         let operator = Operator::start(plane, &release, options).await?;
         operator.wait_ready().await?;
-        let catalog = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-        let accepted = retry("the catalog is accepted", TIMEOUT, async || output(plane.kubectl().args(catalog)));
-        accepted.await.with_context(|| format!("the operator's log:\n{}", operator.log()))?;
+        let accepted = wait_for_catalog(plane, TIMEOUT).await;
+        accepted.with_context(|| format!("the operator's log:\n{}", operator.log()))?;
         let cluster = Self { plane, release, proxy, operator: RwLock::new(operator) };
         cluster.configure_bypass().await?;
         Ok(cluster)

@@ -2,14 +2,15 @@
 //! server injects faults into the operator's requests, and kills the operator between its writes.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::keys::{RECORD, apply, base64, condition, find_value, free_lease, metric, settled, sha256};
+use crate::support::exclusive::SoleOperator;
+use crate::support::keys::{RECORD, apply, base64, condition, find_value, metric, settled, sha256};
 use crate::support::proxy::Record;
-use crate::support::{ControlPlane, Fault, Operator, Options, Proxy, Release, eventually, output, plane};
+use crate::support::{Fault, eventually, output};
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
 use anyhow::{Context, Result, ensure};
@@ -20,10 +21,9 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use k8s_openapi::api::events::v1::Event;
 use keywright::api::{ApiKey, ApiKeyStatus, Condition, KeyReveal, KeyState, RevealMode, RevealState, SecuritySettings};
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::{MutexGuard, OnceCell};
 
 /// Long enough for backoffs after a fault on a slow machine.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -31,79 +31,30 @@ const TIMEOUT: Duration = Duration::from_mins(2);
 const ALICE: &str = "alice@example.com";
 const MALLORY: &str = "mallory@example.com";
 
-/// The operator of the shared control plane, behind a proxy, used by one test at a time.
+/// The only operator and a namespace, for one test.
 struct Fixture {
-    plane: &'static ControlPlane,
-    release: &'static Release,
-    client: Client,
+    operator: SoleOperator,
     namespace: String,
-    proxy: Proxy,
-    args: Vec<String>,
-    operator: Arc<Mutex<Option<Arc<Operator>>>>,
-    _guard: MutexGuard<'static, ()>,
+}
+
+impl Deref for Fixture {
+    type Target = SoleOperator;
+
+    fn deref(&self) -> &SoleOperator {
+        &self.operator
+    }
 }
 
 impl Fixture {
     async fn new(args: &[&str]) -> Self {
-        static LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        static RELEASE: OnceCell<Release> = OnceCell::const_new();
-        let guard = LOCK.lock().await;
-        let plane = plane().await;
-        let release = RELEASE.get_or_init(async || Release::install(plane, &[]).await.expect("the chart")).await;
-        let client = plane.client().await.expect("a client");
-        let namespace = crate::support::namespace(&client).await;
-        let fixture = Self {
-            plane,
-            release,
-            client,
-            namespace,
-            proxy: Proxy::start(plane).expect("a proxy"),
-            args: ["--secret-check-interval=2s", "--log=trace"].iter().chain(args).map(ToString::to_string).collect(),
-            operator: Arc::default(),
-            _guard: guard,
-        };
-        fixture.ensure_operator_leads().await;
+        let args = ["--secret-check-interval=2s", "--log=trace"].iter().chain(args).copied();
+        let operator = SoleOperator::lock(args).await;
+        let namespace = crate::support::namespace(&operator.client).await;
+        let fixture = Self { operator, namespace };
+        fixture.ensure_leader().await;
         fixture.exclude_reveals_from_webhook().await;
-        let accepted = ["wait", "--for=condition=Accepted", "permissioncatalog/coralogix", "--timeout=5s"];
-        eventually("the catalog is accepted", TIMEOUT, async || output(plane.kubectl().args(accepted))).await;
+        fixture.wait_for_catalog().await;
         fixture
-    }
-
-    /// Starts the operator if it is down, and waits until it is ready and the leader.
-    async fn ensure_operator_leads(&self) {
-        eventually("the operator leads", TIMEOUT, async || {
-            let running = self.operator.lock().unwrap().clone();
-            let operator = match running {
-                Some(operator) => operator,
-                None => self.start().await?,
-            };
-            operator.get("/readyz").await?;
-            ensure!(
-                metric(&operator.metrics().await?, "keywright_leader") == Some(1.0),
-                "the operator is not the leader"
-            );
-            Ok(())
-        })
-        .await;
-    }
-
-    async fn start(&self) -> Result<Arc<Operator>> {
-        free_lease(&self.client).await?;
-        let server = Some(self.proxy.url().to_owned());
-        let options = Options { server, args: self.args.clone(), ..Options::default() };
-        let operator = Arc::new(Operator::start(self.plane, self.release, options).await?);
-        *self.operator.lock().unwrap() = Some(Arc::clone(&operator));
-        Ok(operator)
-    }
-
-    /// Returns a function that kills the operator.
-    fn operator_killer(&self) -> impl Fn() + Send + Sync + 'static {
-        let operator = Arc::clone(&self.operator);
-        move || {
-            if let Some(operator) = operator.lock().unwrap().take() {
-                operator.kill();
-            }
-        }
     }
 
     fn keys(&self) -> Api<ApiKey> {
@@ -284,7 +235,7 @@ impl Fixture {
     fn assert_no_leaks(&self, values: &[String]) {
         let kinds = "apikeys,keyreveals,events.v1.events.k8s.io,configmaps";
         let objects = output(self.plane.kubectl().args(["get", kinds, "-A", "-o", "json"])).unwrap();
-        let log = self.operator.lock().unwrap().clone().expect("the operator runs").log();
+        let log = self.operator.operator().log();
         assert!(log.contains("TRACE"));
         for (source, text) in [("an object", &objects), ("the log", &log)] {
             assert!(find_value(text).is_none(), "{source} contains text in the format of a value");
@@ -537,11 +488,8 @@ async fn a_crash_after_any_write_of_a_reveal_grants_the_value_exactly_once() {
             let selected = if write == 1 { of_answer } else { of_secret };
             request.method == Method::PATCH && request.path.contains(&namespace) && selected
         };
-        let fault = fixture.proxy.inject(
-            if write == 2 { 2 } else { 1 },
-            matches,
-            Fault::after_commit(fixture.operator_killer()),
-        );
+        let fault =
+            fixture.proxy.inject(if write == 2 { 2 } else { 1 }, matches, Fault::after_commit(fixture.killer()));
         let identity = Identity::generate();
         let recipient = identity.to_public().to_string();
         let first = fixture.request(&name, None, &recipient).await;
@@ -550,7 +498,7 @@ async fn a_crash_after_any_write_of_a_reveal_grants_the_value_exactly_once() {
             Ok(())
         })
         .await;
-        fixture.ensure_operator_leads().await;
+        fixture.ensure_leader().await;
         let second = fixture.request(&name, None, &recipient).await;
         let answers = [
             decrypt(&fixture.wait_for_answer(&first).await, &identity),
@@ -654,8 +602,8 @@ async fn after_a_requested_rotation_of_sealing_keys_old_values_can_still_be_reve
     let at = "2026-11-23T10:00:00Z";
     let patch = json!({"metadata": {"annotations": {"keywright.dev/rotate-requested-at": at}}});
     secrets.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    fixture.operator_killer()();
-    fixture.ensure_operator_leads().await;
+    fixture.killer()();
+    fixture.ensure_leader().await;
     assert_eq!(fixture.reveal("old", Some(ALICE)).await.unwrap(), value);
     let after = identities().await;
     assert!(after.ends_with(&before) && after.lines().count() == before.lines().count() + 1);
@@ -723,7 +671,7 @@ async fn a_reveal_that_times_out_after_the_claim_keeps_its_identity_file() {
     let fixture = Fixture::new(&[]).await;
     fixture.settings(json!({"oneTimeReveal": true})).await;
     let key = fixture.create_minted("once", &team_key()).await;
-    let fault = fixture.proxy.inject(1, fixture.secret_writes("once"), Fault::after_commit(fixture.operator_killer()));
+    let fault = fixture.proxy.inject(1, fixture.secret_writes("once"), Fault::after_commit(fixture.killer()));
     let file = fixture.path("identity");
     let result = fixture.plugin(&["reveal", "once", "--timeout", "5s", "--output", &file]).output().unwrap();
     let err = String::from_utf8(result.stderr).unwrap();
@@ -733,7 +681,7 @@ async fn a_reveal_that_times_out_after_the_claim_keeps_its_identity_file() {
     let identity: Identity = std::fs::read_to_string(&file).unwrap().parse().unwrap();
     let remaining = fixture.reveals().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(remaining.len(), 1, "the request is kept until it is answered");
-    fixture.ensure_operator_leads().await;
+    fixture.ensure_leader().await;
     let value = decrypt(&fixture.wait_for_answer(&remaining[0]).await, &identity).unwrap();
     assert_eq!(sha256(&value), status(&key).tokens[0].sha256);
     fixture.assert_no_leaks(&[value]);
@@ -758,7 +706,7 @@ async fn a_reveal_that_times_out_reports_the_cause_and_deletes_its_request() {
     // An alert of the chart uses this metric: a deleted object must not keep it firing.
     let in_backoff = async |expected: f64| {
         eventually(&format!("{expected} objects in backoff"), TIMEOUT, async || {
-            let operator = fixture.operator.lock().unwrap().clone().context("no operator")?;
+            let operator = fixture.operator.operator();
             let found = metric(&operator.metrics().await?, "keywright_objects_in_backoff");
             ensure!(found == Some(expected), "{found:?}");
             Ok(())
@@ -794,7 +742,7 @@ async fn deleting_a_request_while_the_operator_is_down_removes_the_claimed_value
     let fixture = Fixture::new(&[]).await;
     fixture.settings(json!({"oneTimeReveal": true})).await;
     fixture.create_minted("once", &team_key()).await;
-    let fault = fixture.proxy.inject(1, fixture.secret_writes("once"), Fault::after_commit(fixture.operator_killer()));
+    let fault = fixture.proxy.inject(1, fixture.secret_writes("once"), Fault::after_commit(fixture.killer()));
     let request = fixture.request("once", None, &Identity::generate().to_public().to_string()).await;
     eventually("the operator is killed", TIMEOUT, async || {
         ensure!(fault.injected() == 1, "the fault has not occurred");
@@ -803,7 +751,7 @@ async fn deleting_a_request_while_the_operator_is_down_removes_the_claimed_value
     .await;
     fixture.reveals().delete(&request.name_any(), &DeleteParams::default()).await.unwrap();
     assert_eq!(fixture.data_keys("once").await, ["claimed".to_owned()].into());
-    fixture.ensure_operator_leads().await;
+    fixture.ensure_leader().await;
     fixture.wait_for_data("once", "the claimed value is removed from the Secret", &[]).await;
     let key = fixture
         .wait_for_key("once", "the status names the requester", |_, s| {

@@ -143,7 +143,8 @@ pub fn classify(mut secret: Secret, key: &ApiKey, trust: &TrustAnchors<'_>) -> F
     let claimed = claimed.and_then(|ByteString(bytes)| String::from_utf8(bytes).ok());
     let subject = Subject::of(key);
     let values = FoundValues::take(&mut secret, key, &subject, trust.ring);
-    let observed = Classification { secret: &secret, key, subject, values: &values, trust }.observed();
+    let authenticated = authenticated_record(&secret, trust.ring);
+    let observed = Classification { secret: &secret, key, subject, values: &values, authenticated, trust }.observed();
     let value = match &observed {
         Observed::Ours(owned) if values.has_sealed(&owned.record.current) => values.sealed.map(|(value, _)| value),
         Observed::Ours(owned) if values.has_plain(&owned.record.current) => values.plain,
@@ -158,7 +159,15 @@ struct Classification<'a> {
     key: &'a ApiKey,
     subject: Subject,
     values: &'a FoundValues,
+    /// The record in the Secret, if the operator wrote it, for any ApiKey.
+    authenticated: Option<Record>,
     trust: &'a TrustAnchors<'a>,
+}
+
+fn authenticated_record(secret: &Secret, ring: &SealingKeys) -> Option<Record> {
+    let text = secret.annotations().get(record::ANNOTATION)?;
+    let mac = secret.annotations().get(record::MAC_ANNOTATION)?;
+    ring.is_authentic(text, mac).then(|| serde_json::from_str(text).ok())?
 }
 
 /// The reasons of the condition for a foreign Secret.
@@ -180,12 +189,11 @@ impl Classification<'_> {
             let why = "Keywright did not create it: delete it, or create an ApiKey with another spec.secret.name";
             return ForeignReason { reason: CONFLICT, why }.into();
         }
-        let authentic = self.authenticated_for_this_key();
+        // Written for this ApiKey, or for an earlier ApiKey of this name.
+        let authentic = self.authenticated.as_ref().filter(|record| record.subject.is_same_place(&self.subject));
         let record = match self.key.status.as_ref().and_then(record_of_status) {
-            Some(known) => self.record_with_status(known, authentic.as_ref(), is_owned),
-            None if is_owned || owner.is_none() || self.is_restored(authentic.as_ref()) => {
-                self.record_without_status(authentic.as_ref())
-            }
+            Some(known) => self.record_with_status(known, authentic, is_owned),
+            None if is_owned || owner.is_none() || self.is_restored(authentic) => self.record_without_status(authentic),
             None => return self.owned_by_deleted_key(),
         };
         match record {
@@ -196,22 +204,10 @@ impl Classification<'_> {
                 owned: is_owned,
                 in_order: metadata_in_order(self.secret, self.key),
                 record,
-                mac: authentic.as_ref().and_then(|_| self.secret.annotations().get(record::MAC_ANNOTATION).cloned()),
-                written: authentic,
+                mac: authentic.and_then(|_| self.secret.annotations().get(record::MAC_ANNOTATION).cloned()),
+                written: authentic.cloned(),
             }),
         }
-    }
-
-    /// The record in the Secret, if the operator wrote it for this ApiKey or for an earlier ApiKey of this name.
-    fn authenticated_for_this_key(&self) -> Option<Record> {
-        self.authenticated().filter(|record| record.subject.is_same_place(&self.subject))
-    }
-
-    /// The record in the Secret, if the operator wrote it for any ApiKey.
-    fn authenticated(&self) -> Option<Record> {
-        let text = self.secret.annotations().get(record::ANNOTATION)?;
-        let mac = self.secret.annotations().get(record::MAC_ANNOTATION)?;
-        self.trust.ring.is_authentic(text, mac).then(|| serde_json::from_str(text).ok())?
     }
 
     /// Returns the record of an ApiKey whose status has a value. The status takes precedence, unless the record in the
@@ -258,7 +254,7 @@ impl Classification<'_> {
             self.key.annotations().get(ACCEPT_SECRET_ANNOTATION).and_then(|text| text.strip_prefix("sha256:"));
         let Some(record) = authentic else {
             // The right to restore in one namespace does not permit the use of values of another namespace.
-            if self.authenticated().is_some_and(|record| !record.subject.has_names_of(&self.subject)) {
+            if self.authenticated.as_ref().is_some_and(|record| !record.subject.has_names_of(&self.subject)) {
                 return Err(ForeignReason {
                     reason: NOT_AUTHENTIC,
                     why: "the operator wrote it for an ApiKey of another name or namespace, and a value belongs to one \
